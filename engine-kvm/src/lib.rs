@@ -1,0 +1,1 @@
+//! The neck on /dev/kvm.

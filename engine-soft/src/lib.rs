@@ -1,0 +1,1 @@
+//! The neck in software: decode, execute, MMU, local APIC.

@@ -1,0 +1,1 @@
+//! The neck: CPU state, run/exit contract, memory events, conformance suite.

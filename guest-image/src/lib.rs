@@ -1,0 +1,1 @@
+//! Guest images: recipes, Debian packages, initramfs, content-addressed cache.

@@ -1,0 +1,1 @@
+//! What an NV-DIMM is, and what survives a power cut.

@@ -1,0 +1,2 @@
+//! The `nvsim` command.
+fn main() {}

@@ -1,0 +1,1 @@
+//! The machine: memory plan, ACPI, devices, boot, power.
