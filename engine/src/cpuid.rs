@@ -1,0 +1,163 @@
+//! The CPU that every guest sees, on every engine: x86-64-v2 with CLFLUSHOPT, CLWB, TSC-deadline and an invariant TSC of
+//! told frequency (SDM vol. 2, CPUID).
+//!
+//! It calls itself an Intel family 6 model 0x1C: Linux lists that in-order model as free of the speculation bugs, so no
+//! page-table isolation, retpolines or return thunks disturb what is measured, without any MSR that a host must lend.
+//! The hypervisor bit is clear, so time comes from leaf 0x15 on both engines and not from a paravirtual clock.
+
+use serde::{Deserialize, Serialize};
+
+use crate::VcpuId;
+
+/// One answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CpuidEntry {
+    /// EAX at the question.
+    pub leaf: u32,
+    /// ECX at the question, where the leaf has sub-leaves.
+    pub subleaf: Option<u32>,
+    /// EAX, EBX, ECX, EDX of the answer.
+    pub registers: [u32; 4],
+}
+
+/// All answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CpuidTable {
+    /// Sorted by leaf, sub-leaf.
+    pub entries: Vec<CpuidEntry>,
+}
+
+/// Feature bits by (leaf register), for engines that refuse what is not shown.
+pub mod feature {
+    /// Leaf 1 ECX: SSE3, SSSE3, CX16, SSE4.1, SSE4.2, POPCNT, TSC deadline, RDRAND.
+    pub const LEAF1_ECX: u32 = 1 | 1 << 9 | 1 << 13 | 1 << 19 | 1 << 20 | 1 << 23 | 1 << 24 | 1 << 30;
+    /// Leaf 1 ECX, x2APIC.
+    pub const X2APIC: u32 = 1 << 21;
+    /// Leaf 1 EDX: FPU DE PSE TSC MSR PAE MCE CX8 APIC SEP MTRR PGE MCA CMOV PAT PSE36 CLFSH MMX FXSR SSE SSE2.
+    pub const LEAF1_EDX: u32 = 0x078B_FBFD;
+    /// Leaf 7 EBX: FSGSBASE, ERMS, CLFLUSHOPT, CLWB.
+    pub const LEAF7_EBX: u32 = 1 | 1 << 9 | 1 << 23 | 1 << 24;
+    /// Leaf 7 EDX: FSRM.
+    pub const LEAF7_EDX: u32 = 1 << 4;
+    /// Leaf 0x8000_0001 ECX: LAHF.
+    pub const EXT1_ECX: u32 = 1;
+    /// Leaf 0x8000_0001 EDX: SYSCALL, NX, 1 GiB pages, RDTSCP, long mode.
+    pub const EXT1_EDX: u32 = 1 << 11 | 1 << 20 | 1 << 26 | 1 << 27 | 1 << 29;
+}
+
+/// Physical address bits of the model.
+pub const PHYSICAL_ADDRESS_BITS: u32 = 40;
+/// Linear address bits of the model.
+pub const LINEAR_ADDRESS_BITS: u32 = 48;
+
+impl CpuidTable {
+    /// The default model at a TSC frequency.
+    #[must_use]
+    pub fn x86_64_v2(vcpus: u8, tsc_khz: u32) -> Self {
+        let threads = u32::from(vcpus);
+        let shift = threads.next_power_of_two().trailing_zeros();
+        let multi = u32::from(vcpus > 1) << 28;
+        let mhz = tsc_khz / 1000;
+        let mut entries = Vec::new();
+        let mut leaf = |leaf, registers| entries.push(CpuidEntry { leaf, subleaf: None, registers });
+        leaf(0, text12(0x16, b"GenuineIntel"));
+        leaf(
+            1,
+            [
+                0x0001_06CA,
+                threads << 16 | 8 << 8,
+                feature::LEAF1_ECX | feature::X2APIC,
+                feature::LEAF1_EDX | multi,
+            ],
+        );
+        leaf(6, [1 << 2, 0, 0, 0]);
+        leaf(0x15, [1, 1, tsc_khz.saturating_mul(1000), 0]);
+        leaf(0x16, [mhz, mhz, 100, 0]);
+        leaf(0x8000_0000, [0x8000_0008, 0, 0, 0]);
+        leaf(0x8000_0001, [0, 0, feature::EXT1_ECX, feature::EXT1_EDX]);
+        let brand = *b"nvsim x86-64-v2 persistent-memory laboratory\0\0\0\0";
+        for (n, part) in brand.chunks_exact(16).enumerate() {
+            leaf(0x8000_0002 + n as u32, std::array::from_fn(|i| le32(&part[i * 4..])));
+        }
+        leaf(0x8000_0006, [0, 0, 0x0200_8040, 0]);
+        leaf(0x8000_0007, [0, 0, 0, 1 << 8]);
+        leaf(0x8000_0008, [PHYSICAL_ADDRESS_BITS | LINEAR_ADDRESS_BITS << 8, 0, 0, 0]);
+        let mut sub = |leaf, n, registers| entries.push(CpuidEntry { leaf, subleaf: Some(n), registers });
+        let cores = threads.saturating_sub(1) << 26;
+        sub(4, 0, [cores | 0x121, 0x01C0_003F, 63, 0]);
+        sub(4, 1, [cores | 0x122, 0x01C0_003F, 63, 0]);
+        sub(4, 2, [cores | 0x143, 0x03C0_003F, 1023, 0]);
+        sub(4, 3, [0; 4]);
+        sub(7, 0, [0, feature::LEAF7_EBX, 0, feature::LEAF7_EDX]);
+        sub(0xB, 0, [0, 1, 0x100, 0]);
+        sub(0xB, 1, [shift, threads, 0x201, 0]);
+        sub(0xB, 2, [0, 0, 2, 0]);
+        entries.sort_by_key(|e| (e.leaf, e.subleaf));
+        Self { entries }
+    }
+
+    /// The table as one vCPU sees it: its APIC id in leaves 1 and 0xB.
+    #[must_use]
+    pub fn for_vcpu(&self, vcpu: VcpuId) -> Self {
+        let mut table = self.clone();
+        for entry in &mut table.entries {
+            match entry.leaf {
+                1 => entry.registers[1] |= u32::from(vcpu) << 24,
+                0xB => entry.registers[3] = u32::from(vcpu),
+                _ => {}
+            }
+        }
+        table
+    }
+
+    /// What CPUID answers; leaves that do not exist give zeros.
+    #[must_use]
+    pub fn lookup(&self, leaf: u32, subleaf: u32) -> [u32; 4] {
+        self.entries
+            .iter()
+            .find(|e| e.leaf == leaf && e.subleaf.is_none_or(|n| n == subleaf))
+            .map_or([0; 4], |e| e.registers)
+    }
+}
+
+fn le32(bytes: &[u8]) -> u32 {
+    u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
+}
+
+/// Leaf 0's order of the vendor: EBX, EDX, ECX.
+fn text12(eax: u32, text: &[u8; 12]) -> [u32; 4] {
+    [eax, le32(&text[0..]), le32(&text[8..]), le32(&text[4..])]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn leaf_zero_spells_the_vendor() {
+        let [_, ebx, ecx, edx] = CpuidTable::x86_64_v2(1, 1_000_000).lookup(0, 0);
+        let text: Vec<u8> = [ebx, edx, ecx].iter().flat_map(|r| r.to_le_bytes()).collect();
+        assert_eq!(text, b"GenuineIntel");
+    }
+
+    #[test]
+    fn frequency_is_told_in_hertz() {
+        let [den, num, crystal, _] = CpuidTable::x86_64_v2(1, 2_500_000).lookup(0x15, 0);
+        assert_eq!(u64::from(crystal) * u64::from(num) / u64::from(den), 2_500_000_000);
+    }
+
+    #[test]
+    fn every_vcpu_has_its_apic_id() {
+        let table = CpuidTable::x86_64_v2(4, 1_000_000).for_vcpu(3);
+        assert_eq!(table.lookup(1, 0)[1] >> 24, 3);
+        assert_eq!(table.lookup(0xB, 1), [2, 4, 0x201, 3]);
+    }
+
+    #[test]
+    fn leaf_one_has_no_reserved_bit() {
+        assert_eq!(feature::LEAF1_EDX & (1 << 10 | 1 << 20 | 1 << 1), 0);
+        for bit in [0, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14, 15, 16, 17, 19, 23, 24, 25, 26] {
+            assert_ne!(feature::LEAF1_EDX & 1 << bit, 0, "bit {bit}");
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! Memory events: every store, flush and fence that concerns a watched range (crash-semantics of persistent memory;
+//! SDM vol. 1 ch. 11.12).
+
+use std::ops::Range;
+
+use crate::VcpuId;
+
+/// How a store reaches memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+pub enum StoreKind {
+    /// Through the cache.
+    Cached,
+    /// MOVNTx: write-combining, posted until a fence of the same vCPU.
+    NonTemporal,
+    /// LOCK-prefixed, XCHG with memory, or the page walker's A/D update.
+    Locked,
+}
+
+/// Which instruction flushes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+pub enum FlushKind {
+    /// Ordered as a store.
+    Clflush,
+    /// Takes effect at the next fence of the same vCPU.
+    Clflushopt,
+    /// As CLFLUSHOPT, and keeps the line.
+    Clwb,
+}
+
+/// Which instruction orders.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+pub enum FenceKind {
+    /// SFENCE.
+    Sfence,
+    /// MFENCE.
+    Mfence,
+    /// LOCK-prefixed or XCHG with memory; the store it may make is an event of its own, before it.
+    Locked,
+    /// CMPXCHG with LOCK that failed.
+    LockedFailed,
+    /// CPUID, IRET, MOV to CR and the like.
+    Serialising,
+    /// WBINVD or WBNOINVD: everything is written back.
+    Wbinvd,
+    /// INVD: dirty lines may be lost.
+    Invd,
+}
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EventKind {
+    /// A store of 1 to 64 bytes within a watched range; wider ones are several.
+    Store {
+        /// Guest-physical address of the first byte.
+        addr: u64,
+        /// The bytes stored; the first `len` count.
+        data: [u8; 64],
+        /// 1 to 64.
+        len: u8,
+        /// How.
+        kind: StoreKind,
+    },
+    /// A load, reported on demand only.
+    Load {
+        /// Guest-physical address of the first byte.
+        addr: u64,
+        /// Width in bytes.
+        len: u8,
+    },
+    /// A flush of one line in a watched range.
+    Flush {
+        /// Guest-physical address, 64-byte aligned.
+        line: u64,
+        /// Which instruction.
+        kind: FlushKind,
+    },
+    /// A fence; reported whatever it orders.
+    Fence {
+        /// Which instruction.
+        kind: FenceKind,
+    },
+}
+
+/// An event with its place in the total order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Event {
+    /// Who.
+    pub vcpu: VcpuId,
+    /// Guest instruction pointer of the instruction.
+    pub rip: u64,
+    /// Instructions retired by all vCPUs before this one; events of one instruction share it and keep their order.
+    pub instruction: u64,
+    /// What.
+    pub kind: EventKind,
+}
+
+/// An exact source of memory events.
+pub trait MemoryEvents {
+    /// Replaces the watched guest-physical ranges; an empty slice ends watching. Ranges are 4 KiB aligned. Takes effect
+    /// at the next [`crate::Processor::run`].
+    fn watch(&self, ranges: &[Range<u64>], loads: bool);
+
+    /// Takes all events so far, oldest first.
+    fn drain(&self, sink: &mut dyn FnMut(&Event));
+}
