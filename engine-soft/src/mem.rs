@@ -1,0 +1,1 @@
+//! Guest memory as instructions use it.
