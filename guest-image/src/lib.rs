@@ -1,1 +1,31 @@
 //! Guest images: recipes, Debian packages, initramfs, content-addressed cache.
+//!
+//! A [`Recipe`] says what an image is made of; a [`Store`] builds it, by way of the host's apt-get with a private state,
+//! and keeps it. An [`Image`] is what a machine boots: the ELF kernel, an initial RAM disk whose init is the guest
+//! agent, and the default command line. Nothing needs root, and nothing on the host changes outside of the store.
+
+mod apt;
+mod build;
+mod compress;
+mod cpio;
+mod deb;
+mod elf;
+mod error;
+mod image;
+mod kernel;
+mod libraries;
+mod modules;
+mod progress;
+mod recipe;
+mod skeleton;
+mod sources;
+mod store;
+mod version;
+
+pub use apt::Package;
+pub use error::{Error, Result};
+pub use image::{Artefact, Image, Manifest};
+pub use modules::Strip;
+pub use progress::{Bars, Progress, Silent, Total};
+pub use recipe::{FileSpec, KernelSpec, ModulesSpec, Recipe};
+pub use store::Store;

@@ -1,0 +1,271 @@
+//! From a recipe to an image.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::apt::{Apt, Package};
+use crate::cpio::{Node, Tree};
+use crate::deb::Deb;
+use crate::error::{At, Error, Result};
+use crate::image::{Artefact, FORMAT, INITRAMFS, Image, KERNEL, MANIFEST, Manifest, SYSTEM_MAP, VMLINUX};
+use crate::modules::{self, Modules, Strip};
+use crate::progress::{Progress, Total};
+use crate::recipe::{KernelSpec, Recipe};
+use crate::store::{Store, write_atomically};
+use crate::{libraries, skeleton};
+
+/// Where init finds the modules to load, one path a line.
+const MODULE_LIST: &str = "/etc/nvsim/modules";
+
+/// The packages that a recipe came to, with the package lists of one moment.
+#[derive(Debug, Serialize, Deserialize)]
+struct Resolution {
+    packages: Vec<Package>,
+}
+
+impl Store {
+    /// Builds the image of a recipe, or finds it built. `agent` is the program that runs as init.
+    pub fn build(&self, recipe: &Recipe, agent: &[u8], progress: &dyn Progress) -> Result<Image> {
+        let _lock = self.lock()?;
+        let packages = self.root().join("packages");
+        let apt = Apt::open(&self.root().join("apt"), &packages, recipe.archive.as_deref())?;
+        apt.update(self.max_age, progress)?;
+        let recipe_hash = recipe.hash()?;
+        let key = blake3::hash(format!("{FORMAT} {recipe_hash} {}", apt.fingerprint()?).as_bytes()).to_hex();
+        let resolved = self.root().join("resolved").join(format!("{key}.json"));
+        if let Some(Resolution { packages }) =
+            fs::read(&resolved).ok().and_then(|text| serde_json::from_slice(&text).ok())
+        {
+            let id = identity(&recipe_hash, agent, &packages);
+            if let Ok(image) = Image::open(&recipe.name, &self.images().join(&id)) {
+                self.name(&recipe.name, &id)?;
+                return Ok(image);
+            }
+        }
+
+        let contents = Contents::gather(recipe, agent, &apt, progress)?;
+        let id = identity(&recipe_hash, agent, &contents.packages);
+        self.write(recipe, recipe_hash, &id, &contents, progress)?;
+        self.name(&recipe.name, &id)?;
+        let folder = self.root().join("resolved");
+        fs::create_dir_all(&folder).at("create", &folder)?;
+        let resolution = Resolution { packages: contents.packages };
+        write_atomically(&resolved, &serde_json::to_vec(&resolution).unwrap_or_default())?;
+        Image::open(&recipe.name, &self.images().join(&id))
+    }
+
+    /// Writes the image's folder, and renames it into its place when it is whole.
+    fn write(
+        &self,
+        recipe: &Recipe,
+        recipe_hash: String,
+        id: &str,
+        contents: &Contents,
+        progress: &dyn Progress,
+    ) -> Result<()> {
+        let images = self.images();
+        fs::create_dir_all(&images).at("create", &images)?;
+        let place = images.join(id);
+        let new =
+            tempfile::Builder::new().prefix(".new-").tempdir_in(&images).at("create a folder in", &images)?;
+        let mut artefacts = BTreeMap::new();
+        let mut put = |file: &str, data: &[u8]| {
+            artefacts.insert(file.to_owned(), Artefact::of(data));
+            let path = new.path().join(file);
+            fs::write(&path, data).at("write", &path)
+        };
+        progress.started("Kernel and initramfs", Total::Unknown);
+        put(KERNEL, &contents.kernel)?;
+        put(INITRAMFS, &contents.tree.to_cpio())?;
+        if let Some(map) = &contents.system_map {
+            put(SYSTEM_MAP, map)?;
+        }
+        let origin = Path::new(&contents.kernel_name);
+        let (vmlinux, release) = self.vmlinux(&contents.kernel, origin)?;
+        artefacts.insert(VMLINUX.into(), Artefact::of(&fs::read(&vmlinux).at("read", &vmlinux)?));
+        let path = new.path().join(VMLINUX);
+        fs::hard_link(&vmlinux, &path).or_else(|_| fs::copy(&vmlinux, &path).map(drop)).at("write", &path)?;
+        let manifest = Manifest {
+            format: FORMAT,
+            name: recipe.name.clone(),
+            description: recipe.description.clone(),
+            id: id.to_owned(),
+            recipe: recipe_hash,
+            kernel: release,
+            cmdline: recipe.cmdline.clone(),
+            packages: contents.packages.clone(),
+            artefacts,
+            notes: contents.notes.clone(),
+        };
+        let path = new.path().join(MANIFEST);
+        fs::write(&path, serde_json::to_vec_pretty(&manifest).unwrap_or_default()).at("write", &path)?;
+        use std::os::unix::fs::PermissionsExt;
+        fs::set_permissions(new.path(), fs::Permissions::from_mode(0o755)).at("write", new.path())?;
+        if place.exists() {
+            // It could not be opened, or it would have been used.
+            fs::remove_dir_all(&place).at("remove", &place)?;
+        }
+        fs::rename(new.path(), &place).at("rename", &place)?;
+        let _ = new.keep();
+        progress.finished();
+        Ok(())
+    }
+}
+
+/// A hash of all that goes into an image.
+fn identity(recipe_hash: &str, agent: &[u8], packages: &[Package]) -> String {
+    let mut hash = blake3::Hasher::new();
+    hash.update(&FORMAT.to_le_bytes());
+    hash.update(recipe_hash.as_bytes());
+    hash.update(blake3::hash(agent).as_bytes());
+    for package in packages {
+        hash.update(package.sha256.as_bytes());
+    }
+    hash.finalize().to_hex()[..32].to_owned()
+}
+
+/// An image in memory.
+struct Contents {
+    kernel: Vec<u8>,
+    kernel_name: String,
+    system_map: Option<Vec<u8>>,
+    tree: Tree,
+    packages: Vec<Package>,
+    notes: Vec<String>,
+}
+
+impl Contents {
+    fn gather(recipe: &Recipe, agent: &[u8], apt: &Apt, progress: &dyn Progress) -> Result<Self> {
+        let KernelSpec::Package { package: pattern } = &recipe.kernel else {
+            return Err(Error::Recipe { name: recipe.name.clone(), why: "no kernel package".into() });
+        };
+        let kernel_package = apt.newest(pattern)?;
+        let mut tree = skeleton::tree(agent, "nvsim");
+        let mut packages = BTreeMap::new();
+        let names: Vec<&str> = recipe.packages.keys().map(String::as_str).collect();
+        let mut candidates = apt.candidates(&names)?;
+        for (name, paths) in &recipe.packages {
+            let package =
+                candidates.remove(name).ok_or_else(|| Error::NoPackage { pattern: name.clone() })?;
+            unpack(&mut tree, &package, paths, apt, progress)?;
+            packages.insert(name.clone(), package);
+        }
+        libraries::close(&mut tree, &mut packages, apt, progress)?;
+        skeleton::link_applets(&mut tree)?;
+        let mut contents = Self {
+            kernel: Vec::new(),
+            kernel_name: kernel_package.name.clone(),
+            system_map: None,
+            tree,
+            packages: Vec::new(),
+            notes: Vec::new(),
+        };
+        contents.take_kernel(recipe, &kernel_package, apt, progress)?;
+        contents.take_files(recipe)?;
+        packages.insert(kernel_package.name.clone(), kernel_package);
+        contents.packages = packages.into_values().collect();
+        Ok(contents)
+    }
+
+    fn take_kernel(
+        &mut self,
+        recipe: &Recipe,
+        package: &Package,
+        apt: &Apt,
+        progress: &dyn Progress,
+    ) -> Result<()> {
+        let file = apt.fetch(package, progress)?;
+        let mut found = Modules::default();
+        let mut release = String::new();
+        progress.started("Unpacking the kernel", Total::Unknown);
+        Deb::new(&file).unpack(
+            |path| path.starts_with("/boot/") || modules::is_module_file(path),
+            |path, node| {
+                let Node::File { data, .. } = node else { return Ok(()) };
+                if path.starts_with("/boot/vmlinuz-") {
+                    self.kernel = data;
+                } else if path.starts_with("/boot/System.map-") {
+                    // Debian's holds one line that says where the real one is.
+                    self.system_map = (data.len() > 4096).then_some(data);
+                } else if path.ends_with("/modules.builtin") {
+                    release = path.split('/').rev().nth(1).unwrap_or_default().to_owned();
+                    found.built_in(&data);
+                } else if path.starts_with("/lib/modules/") || path.starts_with("/usr/lib/modules/") {
+                    found.stage(path, data);
+                }
+                Ok(())
+            },
+        )?;
+        progress.finished();
+        if self.kernel.is_empty() {
+            return Err(Error::NotInPackage {
+                package: package.name.clone(),
+                path: "/boot/vmlinuz-*".into(),
+            });
+        }
+        let spec = &recipe.modules;
+        let order = found.install(&mut self.tree, &release, spec, &file)?;
+        self.tree.file(MODULE_LIST, 0o644, order.join("\n") + "\n");
+        for strip in &spec.strip {
+            self.notes.push(match strip {
+                Strip::Signature => "modules: appended signatures removed".into(),
+                Strip::Btf => "modules: BPF type information (.BTF) not loaded".into(),
+            });
+        }
+        self.notes.push("modules: decompressed".into());
+        Ok(())
+    }
+
+    fn take_files(&mut self, recipe: &Recipe) -> Result<()> {
+        for file in &recipe.files {
+            if let Some(text) = &file.text {
+                self.tree.file(&file.path, file.mode, text.as_str());
+            } else if let Some(source) = &file.source {
+                let path = recipe.resolve(source);
+                self.tree.file(&file.path, file.mode, fs::read(&path).at("read", &path)?);
+            } else if let Some(target) = &file.link {
+                self.tree.link(&file.path, target);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Puts the named files and folders of a package into `tree`.
+fn unpack(
+    tree: &mut Tree,
+    package: &Package,
+    paths: &[String],
+    apt: &Apt,
+    progress: &dyn Progress,
+) -> Result<()> {
+    let file = apt.fetch(package, progress)?;
+    let mut missing: Vec<&String> = paths.iter().collect();
+    let same = |wanted: &str, path: &str| {
+        let (wanted, path) = (unmerged(wanted), unmerged(path));
+        if wanted.ends_with('/') { path.starts_with(wanted) } else { path == wanted }
+    };
+    Deb::new(&file).unpack(
+        |path| paths.iter().any(|wanted| same(wanted, path)),
+        |path, node| {
+            missing.retain(|wanted| !same(wanted, path));
+            tree.insert(path, node);
+            Ok(())
+        },
+    )?;
+    match missing.first() {
+        None => Ok(()),
+        Some(path) => Err(Error::NotInPackage { package: package.name.clone(), path: (*path).clone() }),
+    }
+}
+
+/// Paths before and after the merge of / and /usr are one.
+fn unmerged(path: &str) -> &str {
+    ["/bin/", "/sbin/", "/lib/", "/lib64/"]
+        .iter()
+        .find_map(|folder| path.strip_prefix("/usr").filter(|rest| rest.starts_with(folder)))
+        .unwrap_or(path)
+}

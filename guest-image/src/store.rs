@@ -1,0 +1,242 @@
+//! The cache of images, by content.
+//!
+//! ```text
+//! apt/              private state of apt-get
+//! packages/SHA256.deb
+//! vmlinux/BLAKE3    ELF kernels, by the hash of the file they were taken from
+//! resolved/KEY.json which packages a recipe came to, by recipe and package lists
+//! images/ID/        kernel vmlinux initramfs manifest.json
+//! names/NAME        link to ../images/ID
+//! lock              held while anything is written
+//! ```
+//!
+//! Whatever is written is written beside its place and renamed into it.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::error::{At, Error, Result};
+use crate::image::{Image, Manifest};
+use crate::kernel::Kernel;
+use crate::recipe::nearest;
+
+/// The cache of images.
+#[derive(Debug, Clone)]
+pub struct Store {
+    root: PathBuf,
+    /// Package lists older than this are refreshed by a build.
+    pub max_age: Duration,
+}
+
+/// Released when dropped.
+#[derive(Debug)]
+pub(crate) struct Lock(#[expect(dead_code, reason = "closing the file releases the lock")] File);
+
+impl Store {
+    /// The store below `root`, which is made when something is built.
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into(), max_age: Duration::from_secs(24 * 60 * 60) }
+    }
+
+    /// The user's store: `$XDG_CACHE_HOME/nvsim`, or `~/.cache/nvsim`.
+    pub fn of_user() -> Result<Self> {
+        let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+        let cache = absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")));
+        Ok(Self::new(cache.ok_or(Error::NoCache)?.join("nvsim")))
+    }
+
+    /// The store's folder.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The image of that name, as built last.
+    pub fn open(&self, name: &str) -> Result<Image> {
+        let link = self.names().join(name);
+        match fs::read_link(&link) {
+            Ok(target) if plain(name) => Image::open(name, &self.names().join(target)),
+            _ => {
+                let names: Vec<String> = self.image_names();
+                let suggestion = nearest(name, names.iter().map(String::as_str));
+                Err(Error::UnknownImage { name: name.to_owned(), suggestion })
+            }
+        }
+    }
+
+    /// Manifests of all images by name. A damaged image is listed with its error.
+    pub fn list(&self) -> Vec<(String, Result<Manifest>)> {
+        let show = |name: String| {
+            let manifest = self.show(&name);
+            (name, manifest)
+        };
+        self.image_names().into_iter().map(show).collect()
+    }
+
+    /// The manifest of an image.
+    pub fn show(&self, name: &str) -> Result<Manifest> {
+        let image = self.open(name)?;
+        image.manifest.ok_or_else(|| Error::UnknownImage { name: name.to_owned(), suggestion: None })
+    }
+
+    /// Removes an image. Downloaded packages stay in the cache.
+    pub fn remove(&self, name: &str) -> Result<()> {
+        let link = self.names().join(name);
+        let Some(target) = fs::read_link(&link).ok().filter(|_| plain(name)) else {
+            return self.open(name).map(drop);
+        };
+        let _lock = self.lock()?;
+        fs::remove_file(&link).at("remove", &link)?;
+        let shared = self
+            .image_names()
+            .iter()
+            .any(|other| fs::read_link(self.names().join(other)).is_ok_and(|other| other == target));
+        let folder = self.names().join(target);
+        if !shared && folder.exists() {
+            fs::remove_dir_all(&folder).at("remove", &folder)?;
+        }
+        Ok(())
+    }
+
+    /// Waits until no other process writes to the store.
+    pub(crate) fn lock(&self) -> Result<Lock> {
+        fs::create_dir_all(&self.root).at("create", &self.root)?;
+        let path = self.root.join("lock");
+        let file = File::create(&path).at("create", &path)?;
+        rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive)
+            .map_err(std::io::Error::from)
+            .at("lock", &path)?;
+        Ok(Lock(file))
+    }
+
+    pub(crate) fn images(&self) -> PathBuf {
+        self.root.join("images")
+    }
+
+    pub(crate) fn names(&self) -> PathBuf {
+        self.root.join("names")
+    }
+
+    fn image_names(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.names()).into_iter().flatten().flatten();
+        let mut names: Vec<String> = entries
+            .filter_map(|entry| entry.file_name().into_string().ok())
+            .filter(|name| plain(name))
+            .collect();
+        names.sort();
+        names
+    }
+
+    /// Lets `name` stand for image `id`.
+    pub(crate) fn name(&self, name: &str, id: &str) -> Result<()> {
+        let (names, target) = (self.names(), Path::new("../images").join(id));
+        if fs::read_link(names.join(name)).is_ok_and(|old| old == target) {
+            return Ok(());
+        }
+        fs::create_dir_all(&names).at("create", &names)?;
+        let new = names.join(format!(".{name}.new"));
+        let _ = fs::remove_file(&new);
+        std::os::unix::fs::symlink(target, &new).at("link", &new)?;
+        fs::rename(&new, names.join(name)).at("rename", &new)
+    }
+
+    /// The ELF kernel within the kernel file `data`, unpacked once. Gives its path and release.
+    pub(crate) fn vmlinux(&self, data: &[u8], origin: &Path) -> Result<(PathBuf, String)> {
+        let folder = self.root.join("vmlinux");
+        let path = folder.join(blake3::hash(data).to_hex().as_str());
+        if path.exists() {
+            if let Some(release) = crate::kernel::release(data) {
+                return Ok((path, release));
+            }
+        }
+        let kernel = Kernel::unpack(data, origin)?;
+        fs::create_dir_all(&folder).at("create", &folder)?;
+        write_atomically(&path, &kernel.vmlinux)?;
+        Ok((path, kernel.release))
+    }
+}
+
+/// Whether `name` is a file name of its own, not a way out of the folder.
+fn plain(name: &str) -> bool {
+    !name.is_empty() && !name.starts_with('.') && !name.contains('/')
+}
+
+/// Writes a file that appears whole or not at all.
+pub(crate) fn write_atomically(path: &Path, data: &[u8]) -> Result<()> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let mut file =
+        tempfile::Builder::new().prefix(".new-").tempfile_in(folder).at("create a file in", folder)?;
+    std::io::Write::write_all(&mut file, data).at("write", path)?;
+    use std::os::unix::fs::PermissionsExt;
+    file.as_file().set_permissions(fs::Permissions::from_mode(0o644)).at("write", path)?;
+    file.persist(path).map_err(|e| e.error).at("write", path)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::{Artefact, FORMAT, INITRAMFS, KERNEL, MANIFEST, VMLINUX};
+
+    fn image(store: &Store, name: &str, id: &str) {
+        let folder = store.images().join(id);
+        fs::create_dir_all(&folder).unwrap();
+        let artefacts = [KERNEL, VMLINUX, INITRAMFS].map(|file| {
+            fs::write(folder.join(file), id).unwrap();
+            (file.to_owned(), Artefact::of(id.as_bytes()))
+        });
+        let manifest = Manifest {
+            format: FORMAT,
+            name: name.into(),
+            description: String::new(),
+            id: id.into(),
+            recipe: String::new(),
+            kernel: "6.12".into(),
+            cmdline: "console=ttyS0".into(),
+            packages: Vec::new(),
+            artefacts: artefacts.into(),
+            notes: Vec::new(),
+        };
+        fs::write(folder.join(MANIFEST), serde_json::to_vec(&manifest).unwrap()).unwrap();
+        store.name(name, id).unwrap();
+    }
+
+    #[test]
+    fn images_are_named_listed_and_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::new(folder.path());
+        image(&store, "dax", "one");
+        image(&store, "mine", "one");
+        image(&store, "dax", "two");
+        let ids: Vec<_> = store.list().into_iter().map(|(n, m)| (n, m.unwrap().id)).collect();
+        assert_eq!(ids, [("dax".into(), "two".into()), ("mine".into(), "one".into())]);
+        store.open("dax").unwrap().verify().unwrap();
+        store.remove("dax").unwrap();
+        assert!(!store.images().join("two").exists());
+        assert!(store.open("mine").is_ok());
+    }
+
+    #[test]
+    fn what_is_not_there_is_named_with_the_remedy() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::new(folder.path());
+        image(&store, "dax", "one");
+        let error = store.open("dxa").unwrap_err().to_string();
+        assert!(error.contains("did you mean `dax`") && error.contains("nvsim image build"), "{error}");
+        assert!(matches!(store.remove("../images"), Err(Error::UnknownImage { .. })));
+    }
+
+    #[test]
+    fn damage_is_found_by_size_at_once_and_by_hash_on_verifying() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::new(folder.path());
+        image(&store, "dax", "one");
+        let kernel = store.images().join("one").join(KERNEL);
+        fs::write(&kernel, "eno").unwrap();
+        assert!(store.open("dax").unwrap().verify().is_err());
+        fs::write(&kernel, "o").unwrap();
+        let error = store.open("dax").unwrap_err().to_string();
+        assert!(error.contains("nvsim image rm dax"), "{error}");
+        assert!(store.list()[0].1.is_err());
+    }
+}
