@@ -1,2 +1,53 @@
-//! The `nvsim` command.
-fn main() {}
+//! The `nvsim` command: boots Linux guests on emulated NV-DIMMs and lays the DIMMs out offline.
+
+mod cli;
+mod dimm;
+mod doctor;
+mod image;
+mod run;
+mod table;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use cli::{Cli, Command};
+
+/// The exit code of nvsim's own failures; a guest's outcome has others: see [`run::Verdict`].
+const OWN_FAILURE: u8 = 125;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_env("NVSIM_LOG").unwrap_or_else(|_| cli.log_level().into()),
+        )
+        .with_writer(std::io::stderr)
+        .without_time()
+        .init();
+    let result = match cli.command {
+        Command::Run(args) => run::run(*args),
+        Command::Image(args) => image::image(args).map(|()| ExitCode::SUCCESS),
+        Command::Dimm(args) => dimm::dimm(args).map(|()| ExitCode::SUCCESS),
+        Command::Doctor(args) => doctor::doctor(&args),
+    };
+    result.unwrap_or_else(|error| {
+        let style = cli::ERROR;
+        anstream::eprintln!("{style}error:{style:#} {}", chain(&error));
+        ExitCode::from(OWN_FAILURE)
+    })
+}
+
+/// The error and its causes on one line, without saying twice what a cause repeats.
+fn chain(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain() {
+        let cause = cause.to_string();
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
+}

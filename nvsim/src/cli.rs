@@ -1,0 +1,316 @@
+//! What the command line may say, and the texts that teach it.
+
+use std::path::PathBuf;
+
+use clap::builder::styling::{AnsiColor, Style, Styles};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// How errors begin.
+pub const ERROR: Style = AnsiColor::Red.on_default().bold();
+
+const STYLES: Styles = Styles::styled()
+    .header(AnsiColor::Green.on_default().bold())
+    .usage(AnsiColor::Green.on_default().bold())
+    .literal(AnsiColor::Cyan.on_default().bold())
+    .placeholder(AnsiColor::Cyan.on_default());
+
+/// The power-cut laboratory for persistent memory.
+///
+/// Boots a stock Linux kernel on a small emulated machine whose NV-DIMMs are real ACPI NFIT devices.
+#[derive(Debug, Parser)]
+#[command(version, styles = STYLES, max_term_width = 110, after_help = "\
+Examples:
+  nvsim run --image dax                                   a shell, with DAX ext4 at /mnt/pmem0
+  nvsim run --image dax --nvdimm d0.nvd,size=1G           the same, on a DIMM that is kept
+  nvsim run --image dax --exec 'ndctl list -v'            one command; its output and its status
+  nvsim dimm create d0.nvd --size 1G                      a DIMM laid out offline
+  nvsim doctor                                            what this host can do")]
+pub struct Cli {
+    /// Say more (-v: what is done, -vv: how).
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+impl Cli {
+    pub fn log_level(&self) -> &'static str {
+        match self.verbose {
+            0 => "warn",
+            1 => "info",
+            _ => "debug",
+        }
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Boot a guest.
+    Run(Box<RunArgs>),
+    /// Build, list, show and remove guest images.
+    Image(ImageArgs),
+    /// Create, show and label NV-DIMM files offline.
+    Dimm(DimmArgs),
+    /// Say what this host can do.
+    Doctor(DoctorArgs),
+}
+
+/// Boots a guest and runs it until it powers off.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+--nvdimm takes FILE[,key=value...]; a missing FILE is created when a size is given:
+  size=1G          multiple of 2 MiB                 mode=fsdax|devdax|sector|raw   (default fsdax)
+  fs=ext4|xfs|ext2|none   made at the first boot     domain=eadr|adr|hint           (default adr)
+  set=NAME         DIMMs of one interleave set       hints=on|off                   flush-hint pages
+  label-size=128K  0 for none                        serial=0x12345678
+
+Exit status: 0 after a power-off, or the command's with --exec and --script (128 + signal if it was killed);
+  120 guest panic, 121 triple fault, 122 the engine could not go on, 123 stopped, 124 --timeout, 125 nvsim failed.
+
+Examples:
+  nvsim run --image dax --nvdimm a.nvd,size=1G,domain=eadr --nvdimm b.nvd,size=1G,fs=xfs
+  nvsim run --image dax --exec 'mount | grep dax' --json
+  nvsim run --kernel bzImage --initrd my.cpio --append 'console=ttyS0 root=/dev/vda' --disk root.img
+
+At a shell, Ctrl-] stops the machine at once, as pulling the plug would.")]
+pub struct RunArgs {
+    /// Guest image: a built-in recipe (dax, dax-6.1, dax-generic, validation), or a recipe file. Built when missing.
+    #[arg(long, value_name = "NAME", default_value = "dax", conflicts_with = "kernel")]
+    pub image: String,
+    /// Own kernel: a bzImage or an ELF vmlinux.
+    #[arg(long, value_name = "FILE")]
+    pub kernel: Option<PathBuf>,
+    /// Initial RAM disk of an own kernel. Without it the image's is used, with --modules laid over it.
+    #[arg(long, value_name = "FILE", requires = "kernel")]
+    pub initrd: Option<PathBuf>,
+    /// Modules of an own kernel: a folder that has lib/modules/RELEASE.
+    #[arg(long, value_name = "DIR", requires = "kernel")]
+    pub modules: Option<PathBuf>,
+    /// More kernel command line, after the image's. [may be given more than once]
+    #[arg(long, value_name = "WORDS")]
+    pub append: Vec<String>,
+    /// An NV-DIMM: FILE[,key=value...]. [up to 8]
+    #[arg(long, value_name = "SPEC")]
+    pub nvdimm: Vec<String>,
+    /// A disk (virtio-blk): FILE[,ro]. [up to 6]
+    #[arg(long, value_name = "FILE")]
+    pub disk: Vec<String>,
+    /// Which engine runs the guest.
+    #[arg(long, value_enum, default_value_t = EngineName::Auto)]
+    pub engine: EngineName,
+    /// Virtual CPUs.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=8))]
+    pub cpus: u8,
+    /// Guest memory.
+    #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = size)]
+    pub memory: u64,
+    /// Decides all randomness of the run.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    /// The date that the guest's clock starts at, in seconds since 1970. [default: 2026-01-01]
+    #[arg(long, value_name = "SECONDS", default_value_t = 1_767_225_600, hide_default_value = true)]
+    pub date: u64,
+    /// Run this shell command in the guest as root and exit with its status.
+    #[arg(long, value_name = "CMD", conflicts_with = "script")]
+    pub exec: Option<String>,
+    /// Run this file in the guest as root and exit with its status.
+    #[arg(long, value_name = "FILE")]
+    pub script: Option<PathBuf>,
+    /// Where --exec and --script keep what the guest writes to its console. [default: nowhere]
+    #[arg(long, value_name = "FILE")]
+    pub console: Option<PathBuf>,
+    /// Stop after so long (host time: 90, 90s, 5m).
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub timeout: Option<std::time::Duration>,
+    /// What to do with the DIMMs in the guest.
+    #[arg(long, value_enum, default_value_t = Mount::Auto)]
+    pub mount: Mount,
+    /// Print a summary of the run as JSON on standard error (or to --summary).
+    #[arg(long)]
+    pub json: bool,
+    /// Write the summary of --json to this file instead.
+    #[arg(long, value_name = "FILE", requires = "json")]
+    pub summary: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum EngineName {
+    /// KVM where it is fit, else soft; says why with -v.
+    Auto,
+    /// nvsim's own engine: anywhere, deterministic.
+    Soft,
+    /// The same, interpreting.
+    Interp,
+    /// /dev/kvm.
+    Kvm,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Mount {
+    /// Make a file system on an empty fsdax DIMM and mount each at /mnt/pmemN with -o dax.
+    Auto,
+    /// Leave the devices alone.
+    None,
+}
+
+/// Guest images.
+#[derive(Debug, Args)]
+pub struct ImageArgs {
+    #[command(subcommand)]
+    pub command: ImageCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ImageCommand {
+    /// Build an image, or find that nothing has changed.
+    #[command(after_help = "Examples:\n  nvsim image build dax\n  nvsim image build ./my-recipe.toml")]
+    Build {
+        /// A built-in recipe or a recipe file.
+        recipe: String,
+    },
+    /// List the images that are built and the recipes that could be.
+    Ls {
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// List (the same as ls).
+    #[command(hide = true)]
+    List {
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show what an image is made of.
+    Show {
+        /// Name of a built image.
+        name: String,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Remove an image. Downloaded packages stay in the cache.
+    Rm {
+        /// Names of built images.
+        #[arg(required = true)]
+        names: Vec<String>,
+    },
+}
+
+/// NV-DIMM files, offline.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  nvsim dimm create d0.nvd --size 1G
+  nvsim dimm create a.nvd --size 1G --options mode=sector,domain=hint
+  nvsim dimm info d0.nvd --json")]
+pub struct DimmArgs {
+    #[command(subcommand)]
+    pub command: DimmCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum DimmCommand {
+    /// Create a DIMM file with one namespace over all of it. Never replaces a file.
+    Create {
+        /// The file; several make one interleave set.
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+        /// Size of each, a multiple of 2 MiB.
+        #[arg(long, value_name = "SIZE")]
+        size: String,
+        /// More of --nvdimm's keys: mode=..., domain=..., label-size=..., serial=...
+        #[arg(long, value_name = "KEY=VALUE,...")]
+        options: Option<String>,
+    },
+    /// Show a DIMM's identity, health, labels and namespaces.
+    Info {
+        /// The file.
+        file: PathBuf,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show a DIMM's label area: index blocks and labels.
+    Label {
+        /// The file.
+        file: PathBuf,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// List the DIMM files among these files and in these folders.
+    Ls {
+        /// Files and folders.
+        #[arg(default_value = ".")]
+        paths: Vec<PathBuf>,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// Says what this host can do, and what to do about the rest.
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// As JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// A size with an optional binary suffix: `512M`, `1G`, `2GiB`, `4096`.
+pub fn size(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let shift = match text[digits.len()..].to_ascii_uppercase().trim_end_matches("IB").trim_end_matches('B') {
+        "" => 0,
+        "K" => 10,
+        "M" => 20,
+        "G" => 30,
+        "T" => 40,
+        _ => return Err(format!("'{text}' is no size; write for example 512M or 2G")),
+    };
+    let number: u64 = digits.parse().map_err(|_| format!("'{text}' is no size; write for example 512M or 2G"))?;
+    number.checked_mul(1 << shift).ok_or_else(|| format!("'{text}' is too large"))
+}
+
+/// A time: `90`, `90s`, `1.5s`, `5m`, `2h`.
+fn duration(text: &str) -> Result<std::time::Duration, String> {
+    let bad = || format!("'{text}' is no time; write for example 90s or 5m");
+    let number = text.trim_end_matches(['s', 'm', 'h']);
+    let unit = match &text[number.len()..] {
+        "" | "s" => 1.0,
+        "m" => 60.0,
+        "h" => 3600.0,
+        _ => return Err(bad()),
+    };
+    let seconds: f64 = number.parse().map_err(|_| bad())?;
+    std::time::Duration::try_from_secs_f64(seconds * unit).map_err(|_| bad())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_contradicts_itself_nowhere() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_have_binary_suffixes() {
+        assert_eq!(size("512M"), Ok(512 << 20));
+        assert_eq!(size("2GiB"), Ok(2 << 30));
+        assert_eq!(size("4096"), Ok(4096));
+        assert!(size("big").is_err());
+        assert!(size("99999999T").is_err());
+    }
+
+    #[test]
+    fn times_have_units() {
+        assert_eq!(duration("1.5s"), Ok(std::time::Duration::from_millis(1500)));
+        assert_eq!(duration("5m"), Ok(std::time::Duration::from_secs(300)));
+        assert!(duration("-1s").is_err());
+        assert!(duration("5mm").is_err());
+    }
+}
