@@ -4,14 +4,10 @@ use engine::VcpuId;
 use engine::state::{DescriptorTable, Segment};
 
 use crate::flags::Flags;
+use crate::fx::FxArea;
 use crate::insn::{FLAT, Insn, RIP};
 use crate::trap::{Cause, Step, Trap, vector};
 use crate::width::Width;
-
-/// The FXSAVE64 area, where `fxrstor64` can take it.
-#[derive(Debug, Clone, Copy)]
-#[repr(C, align(64))]
-pub struct FxArea(pub [u8; 512]);
 
 /// One vCPU.
 #[derive(Debug)]

@@ -6,6 +6,7 @@
 pub mod cpu;
 pub mod exec;
 pub mod flags;
+pub mod fx;
 pub mod insn;
 pub mod mem;
 pub mod trap;
