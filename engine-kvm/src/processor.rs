@@ -1,0 +1,253 @@
+//! One vCPU on its thread: entries in, exits out (Linux Documentation/virt/kvm/api.rst, section 5).
+//!
+//! KVM finishes an instruction that left for a port or memory access at the next KVM_RUN. So a state saved at a read is
+//! that of before the instruction; at a write, that of after it.
+#![expect(unsafe_code, reason = "the run page is shared with the kernel")]
+
+use std::mem::offset_of;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU8;
+
+use engine::{CpuState, Entry, Error, Exit, ExitKind, Processor, Result, Seat, VcpuId};
+use kvm_bindings::{
+    KVM_EXIT_FAIL_ENTRY, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_IO, KVM_EXIT_IO_OUT, KVM_EXIT_MMIO,
+    KVM_EXIT_SHUTDOWN, KVM_INTERNAL_ERROR_EMULATION, KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES,
+    kvm_run,
+};
+use kvm_ioctls::VcpuFd;
+use vm_memory::{Bytes, GuestAddress};
+
+use crate::access::{Place, Transfer};
+use crate::kick::Kick;
+use crate::partition::KvmPartition;
+use crate::{refused, state};
+
+/// An instruction makes no more accesses than this before KVM sees `immediate_exit`.
+const ACCESSES_PER_INSTRUCTION: usize = 64;
+
+/// A vCPU that no thread runs yet.
+#[derive(Debug)]
+pub(crate) struct VcpuSeat {
+    pub(crate) id: VcpuId,
+    pub(crate) fd: VcpuFd,
+    pub(crate) kick: Arc<Kick>,
+    pub(crate) partition: Arc<KvmPartition>,
+}
+
+impl Seat for VcpuSeat {
+    fn vcpus(&self) -> Vec<VcpuId> {
+        vec![self.id]
+    }
+
+    fn bind(mut self: Box<Self>) -> Result<Box<dyn Processor>> {
+        let byte = (&raw mut self.fd.get_kvm_run().immediate_exit).cast::<AtomicU8>();
+        // SAFETY: the run page stays mapped as long as `fd`, and Vcpu's drop releases the binding before.
+        unsafe { self.kick.bind(byte) };
+        Ok(Box::new(Vcpu { seat: *self, transfer: None, unfinished: false }))
+    }
+}
+
+/// A vCPU bound to its thread.
+#[derive(Debug)]
+struct Vcpu {
+    seat: VcpuSeat,
+    /// The access that the machine is taking.
+    transfer: Option<Transfer>,
+    /// KVM still has to finish the instruction of the last access.
+    unfinished: bool,
+}
+
+impl Drop for Vcpu {
+    fn drop(&mut self) {
+        self.seat.kick.release();
+    }
+}
+
+impl Processor for Vcpu {
+    fn run(&mut self, entry: Entry) -> Result<Exit> {
+        let mut kind = self.go_on(entry);
+        while kind.is_none() {
+            kind = self.enter()?;
+        }
+        let kind = kind.unwrap_or(ExitKind::Kicked);
+        Ok(Exit { vcpu: self.seat.id, kind })
+    }
+
+    fn save(&mut self, vcpu: VcpuId) -> Result<CpuState> {
+        self.check(vcpu)?;
+        if self.transfer.as_ref().is_none_or(|t| t.write && t.handed_out()) {
+            self.finish_instruction()?;
+        }
+        state::save(&self.seat.fd)
+    }
+
+    fn restore(&mut self, vcpu: VcpuId, state: &CpuState) -> Result<()> {
+        self.check(vcpu)?;
+        for _ in 0..ACCESSES_PER_INSTRUCTION {
+            if !self.unfinished {
+                break;
+            }
+            self.finish_instruction()?;
+        }
+        self.transfer = None;
+        state::restore(&self.seat.fd, state)?;
+        if vcpu == 0 {
+            let partition = &self.seat.partition;
+            partition.clock.follow(state::tsc(&self.seat.fd)?, partition.tsc_khz);
+        }
+        Ok(())
+    }
+}
+
+impl Vcpu {
+    fn check(&self, vcpu: VcpuId) -> Result<()> {
+        if vcpu == self.seat.id { Ok(()) } else { Err(Error::NoSuchVcpu(vcpu)) }
+    }
+
+    /// The next piece of an access that is not over yet.
+    fn go_on(&mut self, entry: Entry) -> Option<ExitKind> {
+        let mut transfer = self.transfer.take()?;
+        let bytes = run_page(&mut self.seat, &transfer);
+        match entry {
+            Entry::Data(value) => transfer.answer(bytes, value),
+            // A read that nobody answered is asked again.
+            _ if transfer.asks() => {}
+            _ => transfer.answer(bytes, 0),
+        }
+        let kind = transfer.next(bytes);
+        self.transfer = kind.is_some().then_some(transfer);
+        kind
+    }
+
+    /// Enters the guest; `None` asks to enter again.
+    fn enter(&mut self) -> Result<Option<ExitKind>> {
+        let outcome = self.seat.fd.run().map(drop);
+        match outcome {
+            Ok(()) => Ok(self.exited()),
+            Err(errno) => match errno.errno() {
+                libc::EINTR => {
+                    self.unfinished = false;
+                    self.seat.kick.take();
+                    Ok(Some(ExitKind::Kicked))
+                }
+                // A vCPU that waited for its INIT has got it.
+                libc::EAGAIN => Ok(None),
+                _ => Err(refused(format!("KVM_RUN of vCPU {}", self.seat.id))(errno)),
+            },
+        }
+    }
+
+    /// Lets KVM end the instruction of the last access, without executing another one.
+    fn finish_instruction(&mut self) -> Result<()> {
+        if !self.unfinished {
+            return Ok(());
+        }
+        self.transfer = None;
+        self.seat.kick.hold(true);
+        let outcome = self.seat.fd.run().map(drop);
+        self.seat.kick.hold(false);
+        match outcome {
+            // The instruction makes another access: the machine gets it at the next run.
+            Ok(()) => {
+                self.exited();
+                self.transfer.iter_mut().for_each(Transfer::rewind);
+                Ok(())
+            }
+            Err(errno) if matches!(errno.errno(), libc::EINTR | libc::EAGAIN) => {
+                self.unfinished = false;
+                Ok(())
+            }
+            Err(errno) => Err(refused(format!("KVM_RUN of vCPU {}", self.seat.id))(errno)),
+        }
+    }
+
+    /// Makes sense of the run page.
+    fn exited(&mut self) -> Option<ExitKind> {
+        self.unfinished = false;
+        let run = self.seat.fd.get_kvm_run();
+        let transfer = match run.exit_reason {
+            KVM_EXIT_IO => {
+                // SAFETY: the exit reason says which member of the union holds.
+                let io = unsafe { run.__bindgen_anon_1.io };
+                let place = Place::Port { port: io.port, size: io.size };
+                let len = usize::from(io.size) * io.count as usize;
+                Transfer::new(place, u32::from(io.direction) == KVM_EXIT_IO_OUT, io.data_offset as usize, len)
+            }
+            KVM_EXIT_MMIO => {
+                // SAFETY: the exit reason says which member of the union holds.
+                let mmio = unsafe { run.__bindgen_anon_1.mmio };
+                let offset = offset_of!(kvm_run, __bindgen_anon_1.mmio.data);
+                let place = Place::Memory { addr: mmio.phys_addr };
+                Transfer::new(place, mmio.is_write != 0, offset, (mmio.len as usize).min(mmio.data.len()))
+            }
+            KVM_EXIT_SHUTDOWN => return Some(ExitKind::Shutdown),
+            reason => return Some(self.stuck(reason)),
+        };
+        self.unfinished = true;
+        self.transfer = Some(transfer);
+        self.go_on(Entry::Resume)
+    }
+
+    /// Tells what is known of a vCPU that cannot go on.
+    fn stuck(&mut self, reason: u32) -> ExitKind {
+        let rip = self.seat.fd.get_regs().map_or(0, |regs| regs.rip);
+        let run = self.seat.fd.get_kvm_run();
+        let mut bytes = [0; 15];
+        match reason {
+            KVM_EXIT_INTERNAL_ERROR => {
+                // SAFETY: the exit reason says which members of the union hold; both are plain numbers.
+                let (error, failure) =
+                    unsafe { (run.__bindgen_anon_1.internal, run.__bindgen_anon_1.emulation_failure) };
+                tracing::error!(
+                    vcpu = self.seat.id,
+                    "KVM internal error {} at {rip:#x}: {:x?}",
+                    error.suberror,
+                    &error.data[..(error.ndata as usize).min(error.data.len())]
+                );
+                if error.suberror == KVM_INTERNAL_ERROR_EMULATION
+                    && error.ndata > 0
+                    && failure.flags & u64::from(KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES) != 0
+                {
+                    // SAFETY: the flag says that the bytes are there.
+                    bytes = unsafe { failure.__bindgen_anon_1.__bindgen_anon_1.insn_bytes };
+                }
+            }
+            KVM_EXIT_FAIL_ENTRY => {
+                // SAFETY: the exit reason says which member of the union holds.
+                let entry = unsafe { run.__bindgen_anon_1.fail_entry };
+                tracing::error!(
+                    vcpu = self.seat.id,
+                    "the processor refused to enter the guest: reason {:#x}, at {rip:#x}",
+                    entry.hardware_entry_failure_reason
+                );
+            }
+            _ => tracing::error!(vcpu = self.seat.id, "unknown KVM exit reason {reason} at {rip:#x}"),
+        }
+        if bytes == [0; 15] {
+            self.fetch(rip, &mut bytes);
+        }
+        ExitKind::Stuck { rip, bytes }
+    }
+
+    /// Reads what is at the instruction pointer, as far as it is mapped.
+    fn fetch(&self, rip: u64, bytes: &mut [u8]) {
+        let Ok(sregs) = self.seat.fd.get_sregs() else { return };
+        let linear = if sregs.cs.l != 0 { rip } else { sregs.cs.base.wrapping_add(rip) };
+        for (n, byte) in (0..).zip(bytes) {
+            let Ok(place) = self.seat.fd.translate_gva(linear.wrapping_add(n)) else { return };
+            let Ok(found) = self.seat.partition.memory.read_obj(GuestAddress(place.physical_address)) else {
+                return;
+            };
+            *byte = found;
+        }
+    }
+}
+
+/// The bytes of an access in the run page; none if the kernel's offsets left it.
+fn run_page<'a>(seat: &'a mut VcpuSeat, transfer: &Transfer) -> &'a mut [u8] {
+    let inside = transfer.offset.checked_add(transfer.len).is_some_and(|end| end <= seat.partition.run_size);
+    let len = if inside { transfer.len } else { 0 };
+    let start = (&raw mut *seat.fd.get_kvm_run()).cast::<u8>();
+    // SAFETY: within the mapping of `run_size` bytes, which lives as long as `fd`, and KVM touches it in KVM_RUN only.
+    unsafe { std::slice::from_raw_parts_mut(start.add(if inside { transfer.offset } else { 0 }), len) }
+}

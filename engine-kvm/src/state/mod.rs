@@ -1,0 +1,56 @@
+//! The neutral state at KVM's edge.
+//!
+//! Order matters both ways. Saving: the multiprocessor state first, since asking for it lets KVM process a pending INIT or
+//! SIPI; then the events, since asking for them moves the side effects of a pending exception into CR2 and DR6.
+//! Restoring: registers (which clears exceptions) before events, the local APIC before the MSRs (the deadline is kept only
+//! where the timer is in deadline mode), the counter before its deadline, and events last.
+
+mod events;
+mod fpu;
+mod lapic;
+mod msr;
+mod registers;
+mod system;
+
+use engine::{CpuState, Error, Result};
+use kvm_bindings::kvm_mp_state;
+use kvm_ioctls::VcpuFd;
+
+use crate::refused;
+
+pub(crate) use msr::tsc;
+
+/// Reads the whole state of a vCPU that is not in the guest.
+pub(crate) fn save(vcpu: &VcpuFd) -> Result<CpuState> {
+    let activity = vcpu.get_mp_state().map_err(refused("KVM_GET_MP_STATE"))?;
+    let undelivered = vcpu.get_vcpu_events().map_err(refused("KVM_GET_VCPU_EVENTS"))?;
+    let sregs = vcpu.get_sregs().map_err(refused("KVM_GET_SREGS"))?;
+    Ok(CpuState {
+        registers: registers::from_kvm(&vcpu.get_regs().map_err(refused("KVM_GET_REGS"))?),
+        system: system::from_kvm(&sregs),
+        msrs: msr::save(vcpu)?,
+        fpu: fpu::from_kvm(&vcpu.get_xsave().map_err(refused("KVM_GET_XSAVE"))?),
+        debug: registers::debug_from_kvm(&vcpu.get_debug_regs().map_err(refused("KVM_GET_DEBUGREGS"))?),
+        lapic: lapic::from_kvm(&vcpu.get_lapic().map_err(refused("KVM_GET_LAPIC"))?),
+        events: events::from_kvm(&undelivered),
+        activity: events::activity_from_kvm(activity.mp_state),
+    })
+}
+
+/// Replaces the whole state.
+pub(crate) fn restore(vcpu: &VcpuFd, state: &CpuState) -> Result<()> {
+    let mp_state = kvm_mp_state { mp_state: events::activity_to_kvm(state.activity) };
+    vcpu.set_mp_state(mp_state).map_err(refused("KVM_SET_MP_STATE"))?;
+    vcpu.set_regs(&registers::to_kvm(&state.registers)).map_err(refused("KVM_SET_REGS"))?;
+    vcpu.set_sregs(&system::to_kvm(&state.system)).map_err(|errno| match errno.errno() {
+        libc::EINVAL => {
+            Error::BadState(format!("KVM finds the system registers contradictory: {:x?}", state.system))
+        }
+        _ => refused("KVM_SET_SREGS")(errno),
+    })?;
+    fpu::restore(vcpu, &state.fpu)?;
+    vcpu.set_debug_regs(&registers::debug_to_kvm(&state.debug)).map_err(refused("KVM_SET_DEBUGREGS"))?;
+    vcpu.set_lapic(&lapic::to_kvm(&state.lapic)).map_err(refused("KVM_SET_LAPIC"))?;
+    msr::restore(vcpu, &state.msrs)?;
+    vcpu.set_vcpu_events(&events::to_kvm(&state.events)).map_err(refused("KVM_SET_VCPU_EVENTS"))
+}
