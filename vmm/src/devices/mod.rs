@@ -1,18 +1,22 @@
 //! The devices. Each is a small state machine: it is given accesses and guest time, returns data or an [`Action`], pulls
 //! an [`InterruptLine`], prints its own AML and obeys the snapshot law (save, change, restore: equal).
 
+mod doorbell;
 mod interrupt;
 mod ioapic;
 #[cfg(test)]
-mod law;
+pub(crate) mod law;
 mod pm_timer;
 mod power;
+mod rtc;
 mod serial;
 
+pub use doorbell::Doorbell;
 pub use interrupt::{InterruptLine, Wires};
 pub use ioapic::{IoApic, IoApicState};
 pub use pm_timer::PmTimer;
 pub use power::Power;
+pub use rtc::{Rtc, RtcState};
 pub use serial::{Serial, SerialBackend, SerialPlace, SerialState, Unconnected};
 
 use serde::Serialize;

@@ -1,0 +1,234 @@
+//! The board: every device in its place, and the paths between them and the processors.
+
+use acpi_tables::Aml;
+use engine::Msi;
+use serde::{Deserialize, Serialize};
+
+use crate::Result;
+use crate::devices::{
+    Action, Doorbell, IoApic, IoApicState, PmTimer, Power, Registers, Rtc, RtcState, Serial, SerialBackend,
+    SerialPlace, SerialState, Snapshot, Wires, all_ones,
+};
+use crate::layout::{self, port};
+
+/// What the system control port B shows: the output of the speaker's timer, which some calibration loops wait for.
+const SYSTEM_CONTROL_B: u64 = 0x20;
+
+/// What a board is built from.
+pub struct BoardSpec {
+    /// The host's end of the console.
+    pub console: Box<dyn SerialBackend>,
+    /// The host's end of the control channel.
+    pub control: Box<dyn SerialBackend>,
+    /// Seconds since 1970 that the clock shows at power-on.
+    pub wall_clock: u64,
+}
+
+impl std::fmt::Debug for BoardSpec {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("BoardSpec").field("wall_clock", &self.wall_clock).finish_non_exhaustive()
+    }
+}
+
+/// The devices of a machine.
+#[derive(Debug)]
+pub struct Board {
+    wires: Wires,
+    ioapic: IoApic,
+    console: Serial,
+    control: Serial,
+    power: Power,
+    pm_timer: PmTimer,
+    rtc: Rtc,
+    doorbell: Doorbell,
+    wall_clock: u64,
+}
+
+/// Everything about a board that the guest could tell apart.
+#[expect(missing_docs, reason = "the names are the devices")]
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+pub struct BoardState {
+    pub ioapic: IoApicState,
+    pub console: SerialState,
+    pub control: SerialState,
+    pub rtc: RtcState,
+}
+
+impl Board {
+    /// A board at power-up.
+    #[must_use]
+    pub fn new(spec: BoardSpec) -> Self {
+        let wires = Wires::default();
+        let serial = |port, gsi, number, backend| {
+            Serial::new(SerialPlace { port, gsi, number }, wires.line(gsi), backend)
+        };
+        Self {
+            ioapic: IoApic::default(),
+            console: serial(port::COM1, layout::COM1_GSI, 0, spec.console),
+            control: serial(port::COM2, layout::COM2_GSI, 1, spec.control),
+            power: Power,
+            pm_timer: PmTimer,
+            rtc: Rtc::new(spec.wall_clock),
+            doorbell: Doorbell,
+            wall_clock: spec.wall_clock,
+            wires,
+        }
+    }
+
+    /// Back to power-up. What is outside the machine stays: backends, disks, NV-DIMMs.
+    pub fn reset(&mut self) {
+        self.wires.take().for_each(drop);
+        self.ioapic = IoApic::default();
+        self.console.reset();
+        self.control.reset();
+        self.rtc = Rtc::new(self.wall_clock);
+    }
+
+    /// The device behind an I/O port and the offset in it.
+    fn at_port(&mut self, port: u16) -> Option<(&mut dyn Registers, u64)> {
+        let (device, first): (&mut dyn Registers, u16) = match port {
+            port::RTC..=0x71 => (&mut self.rtc, port::RTC),
+            port::COM2..=0x2FF => (&mut self.control, port::COM2),
+            port::COM1..=0x3FF => (&mut self.console, port::COM1),
+            port::POWER..=0x602 => (&mut self.power, port::POWER),
+            port::PM_TIMER..=0x60B => (&mut self.pm_timer, port::PM_TIMER),
+            port::DOORBELL..=0x707 => (&mut self.doorbell, port::DOORBELL),
+            _ => return None,
+        };
+        Some((device, u64::from(port - first)))
+    }
+
+    /// The device behind a guest-physical address and the offset in it.
+    fn at_address(&mut self, address: u64) -> Option<(&mut dyn Registers, u64)> {
+        const IOAPIC_END: u64 = layout::IOAPIC + layout::IOAPIC_SIZE - 1;
+        match address {
+            layout::IOAPIC..=IOAPIC_END => Some((&mut self.ioapic, address - layout::IOAPIC)),
+            _ => None,
+        }
+    }
+
+    /// IN.
+    pub fn read_port(&mut self, port: u16, size: u8, now: u64) -> u64 {
+        if port == port::SYSTEM_CONTROL_B {
+            return SYSTEM_CONTROL_B;
+        }
+        self.at_port(port).map_or(all_ones(size), |(device, offset)| device.read(offset, size, now))
+    }
+
+    /// OUT.
+    pub fn write_port(&mut self, port: u16, size: u8, value: u64, now: u64) -> Action {
+        self.at_port(port).map_or(Action::None, |(device, offset)| device.write(offset, size, value, now))
+    }
+
+    /// A load from where there is no memory.
+    pub fn read_memory(&mut self, address: u64, size: u8, now: u64) -> u64 {
+        self.at_address(address).map_or(all_ones(size), |(device, offset)| device.read(offset, size, now))
+    }
+
+    /// A store to where there is no memory.
+    pub fn write_memory(&mut self, address: u64, size: u8, value: u64, now: u64) -> Action {
+        self.at_address(address)
+            .map_or(Action::None, |(device, offset)| device.write(offset, size, value, now))
+    }
+
+    /// Lets the backends' input in. Gives whether there was any.
+    pub fn pump(&mut self) -> bool {
+        self.console.pump() | self.control.pump()
+    }
+
+    /// The interrupt messages that the accesses since the last call caused.
+    pub fn interrupts(&mut self) -> impl Iterator<Item = Msi> + use<'_> {
+        self.wires.take().filter_map(|pin| self.ioapic.edge(pin))
+    }
+
+    /// AML for the root of the name space.
+    #[must_use]
+    pub fn root_aml(&self) -> Vec<u8> {
+        print(&[&self.power])
+    }
+
+    /// AML for `\_SB`.
+    #[must_use]
+    pub fn system_bus_aml(&self) -> Vec<u8> {
+        print(&[&self.console, &self.control, &self.rtc])
+    }
+}
+
+fn print(devices: &[&dyn Aml]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    devices.iter().for_each(|device| device.to_aml_bytes(&mut bytes));
+    bytes
+}
+
+impl Snapshot for Board {
+    type State = BoardState;
+
+    fn save(&self) -> BoardState {
+        BoardState {
+            ioapic: self.ioapic.save(),
+            console: self.console.save(),
+            control: self.control.save(),
+            rtc: self.rtc.save(),
+        }
+    }
+
+    fn restore(&mut self, state: BoardState) -> Result<()> {
+        self.ioapic.restore(state.ioapic)?;
+        self.console.restore(state.console)?;
+        self.control.restore(state.control)?;
+        self.rtc.restore(state.rtc)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::devices::Unconnected;
+
+    fn board() -> Board {
+        let (console, control) = (Box::new(Unconnected), Box::new(Unconnected));
+        Board::new(BoardSpec { console, control, wall_clock: 0 })
+    }
+
+    #[test]
+    fn where_nobody_listens_all_ones_are_read() {
+        let mut board = board();
+        assert_eq!(board.read_port(0x64, 1, 0), 0xFF);
+        assert_eq!(board.read_port(0xCF8, 4, 0), 0xFFFF_FFFF);
+        assert_eq!(board.read_memory(0xD800_0000, 8, 0), u64::MAX);
+        assert_eq!(board.read_port(0x61, 1, 0), 0x20);
+    }
+
+    #[test]
+    fn an_interrupt_goes_from_a_port_through_the_ioapic() {
+        let mut board = board();
+        board.write_memory(layout::IOAPIC, 4, 0x18, 0);
+        board.write_memory(layout::IOAPIC + 0x10, 4, 0x31, 0);
+        assert_eq!(board.interrupts().count(), 0);
+        board.write_port(0x3F9, 1, 2, 0);
+        let msi: Vec<Msi> = board.interrupts().collect();
+        assert_eq!(msi, [Msi { address: 0xFEE0_0000, data: 0x31 }]);
+    }
+
+    #[test]
+    fn nonsense_everywhere_is_survived() {
+        let mut board = board();
+        let mut ends = 0;
+        for port in 0..=u16::MAX {
+            for (size, value) in [(1, 0xFF), (2, 0x1243), (4, u64::from(u32::MAX))] {
+                ends += u32::from(board.write_port(port, size, value, 0) != Action::None);
+                board.read_port(port, size, u64::MAX);
+            }
+        }
+        assert_eq!(ends, 2, "the two doorbell registers");
+        for address in (layout::MMIO_HOLE.start..layout::MMIO_HOLE.end).step_by(0xFFF) {
+            board.write_memory(address, 8, u64::MAX, 0);
+            board.read_memory(address, 8, 0);
+        }
+    }
+
+    crate::devices::law::snapshot_law!(law, board(), |board: &mut Board| {
+        board.write_port(0x3FF, 1, 0x5A, 0);
+        board.write_memory(layout::IOAPIC, 4, 0x20, 0);
+    });
+}

@@ -1,0 +1,87 @@
+//! From files to a machine about to execute its first instruction (Linux, Documentation/arch/x86/boot.rst: the 64-bit
+//! boot protocol).
+
+mod cpu;
+mod kernel;
+mod params;
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use engine::{CpuState, GuestMemory};
+use vm_memory::{Bytes, GuestAddress};
+
+use crate::layout::{self, MemoryPlan};
+use crate::{Error, Result};
+
+pub use kernel::Kernel;
+
+/// What to boot.
+#[derive(Debug, Clone)]
+pub struct BootSpec {
+    /// The kernel.
+    pub kernel: Kernel,
+    /// Initial RAM disk.
+    pub initrd: Option<PathBuf>,
+    /// Command line.
+    pub command_line: String,
+}
+
+/// Loads everything into memory, which must read as zeros, and gives the state of the processor that starts it.
+///
+/// # Errors
+/// A file that cannot be read, is not what it should be, or does not fit; the message says which, and what to do.
+pub fn load(spec: &BootSpec, plan: &MemoryPlan, memory: &GuestMemory, seed: u64) -> Result<CpuState> {
+    let kernel = spec.kernel.load(plan, memory)?;
+    let command_line = spec.command_line.as_bytes();
+    check_command_line(command_line, kernel.command_line_limit)?;
+    memory.write_slice(command_line, GuestAddress(layout::boot::COMMAND_LINE))?;
+    let initrd = match &spec.initrd {
+        Some(path) => Some(load_initrd(path, kernel.end, kernel.initrd_limit, plan, memory)?),
+        None => None,
+    };
+    params::write(&params::ParamsSpec { header: kernel.header, initrd, plan, seed }, memory)?;
+    cpu::write_tables(memory)?;
+    Ok(cpu::state(kernel.entry))
+}
+
+fn check_command_line(line: &[u8], limit: usize) -> Result<()> {
+    if let Some(position) = line.iter().position(|byte| *byte == 0) {
+        return Err(Error::CommandLineNul(position));
+    }
+    if line.len() > limit { Err(Error::CommandLine { length: line.len(), limit }) } else { Ok(()) }
+}
+
+/// Puts the initial RAM disk as high as the kernel can take it below 4 GiB, out of the way of its unpacking, and gives
+/// its address and size.
+fn load_initrd(
+    path: &Path,
+    kernel_end: u64,
+    limit: u64,
+    plan: &MemoryPlan,
+    memory: &GuestMemory,
+) -> Result<(u64, u64)> {
+    const PAGE: u64 = 4 * layout::KIB;
+    let bytes = read(path, "initrd")?;
+    let size = bytes.len() as u64;
+    let top = plan.low_ram_end().min(limit.saturating_add(1));
+    let have = top.saturating_sub(kernel_end.next_multiple_of(PAGE));
+    let too_large = || Error::TooLarge { what: format!("The initrd {}", path.display()), need: size, have };
+    let address = top.checked_sub(size).map(|a| a & !(PAGE - 1)).filter(|a| *a >= kernel_end);
+    let address = address.ok_or_else(too_large)?;
+    memory.write_slice(&bytes, GuestAddress(address))?;
+    Ok((address, size))
+}
+
+/// A whole file; `what` names it in the message.
+fn read(path: &Path, what: &'static str) -> Result<Vec<u8>> {
+    let failed = |source| Error::Read { what, path: path.to_owned(), source };
+    let mut file = File::open(path).map_err(failed)?;
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes).map_err(failed)?;
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,160 @@
+//! Hands that reach into a running machine from any thread: stop it, or tell it that input has come.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use engine::Partition;
+
+/// Why a run is stopped from outside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StopReason {
+    /// The time that the user allowed is over.
+    Timeout,
+    /// The user asked.
+    Stopped,
+    /// The guest's kernel said its last words on the console.
+    Panic,
+}
+
+#[derive(Debug, Default)]
+struct Signals {
+    rung: bool,
+    stop: Option<StopReason>,
+    partition: Option<Arc<dyn Partition>>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    signals: Mutex<Signals>,
+    bell: Condvar,
+    /// A copy of `signals.rung` that costs nothing to look at.
+    rung: AtomicBool,
+}
+
+/// A remote control. Clones control the same machine.
+#[derive(Debug, Clone, Default)]
+pub struct Remote {
+    shared: Arc<Shared>,
+}
+
+impl Remote {
+    /// Ends the run soon. The first reason counts.
+    pub fn stop(&self, reason: StopReason) {
+        self.ring(|signals| {
+            signals.stop.get_or_insert(reason);
+        });
+    }
+
+    /// Makes the machine look at its serial backends soon.
+    pub fn wake(&self) {
+        self.ring(|_| {});
+    }
+
+    fn ring(&self, change: impl FnOnce(&mut Signals)) {
+        let mut signals = self.lock();
+        change(&mut signals);
+        signals.rung = true;
+        self.shared.rung.store(true, Ordering::Release);
+        let partition = signals.partition.clone();
+        drop(signals);
+        self.shared.bell.notify_all();
+        if let Some(partition) = partition {
+            partition.kick();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Signals> {
+        self.shared.signals.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Names the partition to kick from now on.
+    pub(crate) fn attach(&self, partition: Option<Arc<dyn Partition>>) {
+        self.lock().partition = partition;
+    }
+
+    /// Whether somebody rang since the last [`Remote::take`].
+    pub(crate) fn is_rung(&self) -> bool {
+        self.shared.rung.load(Ordering::Acquire)
+    }
+
+    /// Takes the ring, and gives the reason to stop if there is one. The reason stays.
+    pub(crate) fn take(&self) -> Option<StopReason> {
+        let mut signals = self.lock();
+        signals.rung = false;
+        self.shared.rung.store(false, Ordering::Release);
+        signals.stop
+    }
+
+    /// Waits for a ring; at most so long, if there is a limit.
+    pub(crate) fn wait(&self, limit: Option<Duration>) {
+        let signals = self.lock();
+        let quiet = |signals: &mut Signals| !signals.rung;
+        match limit {
+            Some(limit) => drop(self.shared.bell.wait_timeout_while(signals, limit, quiet)),
+            None => drop(self.shared.bell.wait_while(signals, quiet)),
+        }
+    }
+}
+
+/// Bytes typed on the host for a serial backend to hand on. Clones share them.
+#[derive(Debug, Clone)]
+pub struct Keyboard {
+    typed: Arc<Mutex<VecDeque<u8>>>,
+    remote: Remote,
+}
+
+impl Keyboard {
+    /// A keyboard of the machine behind `remote`.
+    #[must_use]
+    pub fn new(remote: Remote) -> Self {
+        Self { typed: Arc::default(), remote }
+    }
+
+    /// Types; the machine is woken.
+    pub fn press(&self, bytes: &[u8]) {
+        self.lock().extend(bytes);
+        self.remote.wake();
+    }
+
+    /// The oldest byte not yet read.
+    #[must_use]
+    pub fn next(&self) -> Option<u8> {
+        self.lock().pop_front()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, VecDeque<u8>> {
+        self.typed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_reason_to_stop_counts_and_stays() {
+        let remote = Remote::default();
+        assert_eq!((remote.is_rung(), remote.take()), (false, None));
+        remote.stop(StopReason::Timeout);
+        remote.stop(StopReason::Stopped);
+        assert!(remote.is_rung());
+        assert_eq!(remote.take(), Some(StopReason::Timeout));
+        assert!(!remote.is_rung());
+        assert_eq!(remote.take(), Some(StopReason::Timeout));
+    }
+
+    #[test]
+    fn waiting_ends_with_a_ring() {
+        let remote = Remote::default();
+        let keyboard = Keyboard::new(remote.clone());
+        std::thread::scope(|scope| {
+            scope.spawn(|| keyboard.press(b"x"));
+            remote.wait(None);
+        });
+        assert_eq!((keyboard.next(), keyboard.next()), (Some(b'x'), None));
+        remote.take();
+        remote.wait(Some(Duration::from_millis(1)));
+    }
+}

@@ -1,0 +1,230 @@
+//! From power-on to power-off or reset: a host thread for each seat, and what they share.
+//!
+//! With a single seat everything happens on the calling thread, in an order that only the guest decides.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use engine::{CpuState, Entry, ExitKind, Partition, Processor, Seat};
+
+use crate::board::Board;
+use crate::devices::Action;
+use crate::outcome::{Mark, Outcome, Statistics};
+use crate::remote::{Remote, StopReason};
+use crate::{Error, Result};
+
+/// How a session ended.
+#[derive(Debug)]
+pub enum End {
+    /// The guest reset the machine.
+    Reset,
+    /// The run is over.
+    Over(Outcome),
+}
+
+/// What the seats share.
+#[derive(Debug)]
+pub struct Session<'a> {
+    pub board: Mutex<&'a mut Board>,
+    pub partition: Arc<dyn Partition>,
+    pub remote: &'a Remote,
+    /// Idle time passes as it does for the host, so that a person can type; else it is skipped.
+    pub interactive: bool,
+    marks: Mutex<Vec<Mark>>,
+    end: Mutex<Option<Result<End>>>,
+    ended: AtomicBool,
+}
+
+impl<'a> Session<'a> {
+    /// A session about to begin.
+    pub fn new(
+        board: &'a mut Board,
+        partition: Arc<dyn Partition>,
+        remote: &'a Remote,
+        interactive: bool,
+    ) -> Self {
+        Self {
+            board: Mutex::new(board),
+            partition,
+            remote,
+            interactive,
+            marks: Mutex::default(),
+            end: Mutex::default(),
+            ended: AtomicBool::new(false),
+        }
+    }
+
+    /// Runs all seats to the end and adds to the statistics.
+    pub fn run(self, seats: Vec<Box<dyn Seat>>, boot: &CpuState, statistics: &mut Statistics) -> Result<End> {
+        self.remote.attach(Some(Arc::clone(&self.partition)));
+        let mut seats = seats.into_iter();
+        let first = seats.next();
+        let counted: Vec<Statistics> = std::thread::scope(|scope| {
+            let spawned: Vec<_> = seats
+                .map(|seat| {
+                    let name = format!("seat {:?}", seat.vcpus());
+                    std::thread::Builder::new().name(name).spawn_scoped(scope, || self.occupy(seat, boot))
+                })
+                .collect();
+            if let Some(Err(error)) = spawned.iter().find(|thread| thread.is_err()) {
+                self.end(Err(Error::Thread(error.kind().into())));
+            }
+            let own = first.map(|seat| self.occupy(seat, boot));
+            let others = spawned.into_iter().flatten().filter_map(|thread| thread.join().ok());
+            own.into_iter().chain(others).collect()
+        });
+        self.remote.attach(None);
+        counted.iter().for_each(|one| statistics.absorb(one));
+        statistics.guest_time += self.partition.now();
+        if let Some(instructions) = self.partition.instructions() {
+            *statistics.instructions.get_or_insert(0) += instructions;
+        }
+        statistics.marks = self.marks.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let end = self.end.into_inner().unwrap_or_else(PoisonError::into_inner);
+        // Without a seat nothing runs, and nothing ever wakes.
+        end.unwrap_or(Ok(End::Over(Outcome::Halted)))
+    }
+
+    /// A thread's work.
+    fn occupy(&self, seat: Box<dyn Seat>, boot: &CpuState) -> Statistics {
+        let mut statistics = Statistics::default();
+        if let Err(error) = self.drive(seat, boot, &mut statistics) {
+            self.end(Err(error));
+        }
+        statistics
+    }
+
+    fn drive(&self, seat: Box<dyn Seat>, boot: &CpuState, statistics: &mut Statistics) -> Result<()> {
+        let vcpus = seat.vcpus();
+        let mut processor = seat.bind()?;
+        for vcpu in vcpus {
+            if vcpu == 0 {
+                processor.restore(vcpu, boot)?;
+            } else {
+                processor.restore(vcpu, &CpuState::reset(vcpu))?;
+            }
+        }
+        self.go(&mut *processor, statistics)
+    }
+
+    fn go(&self, processor: &mut dyn Processor, statistics: &mut Statistics) -> Result<()> {
+        let mut entry = Entry::Resume;
+        while !self.ended.load(Ordering::Acquire) {
+            if self.remote.is_rung() {
+                self.answer()?;
+                continue;
+            }
+            let exit = processor.run(entry)?;
+            statistics.count(&exit.kind);
+            entry = self.handle(exit.kind)?;
+        }
+        Ok(())
+    }
+
+    fn handle(&self, kind: ExitKind) -> Result<Entry> {
+        let now = self.partition.now();
+        let mut entry = Entry::Resume;
+        match kind {
+            ExitKind::IoRead { port, size } => entry = Entry::Data(self.board().read_port(port, size, now)),
+            ExitKind::IoWrite { port, size, value } => {
+                let action = self.board().write_port(port, size, value.into(), now);
+                self.act(action, now);
+            }
+            ExitKind::MmioRead { addr, size } => {
+                entry = Entry::Data(self.board().read_memory(addr, size, now));
+            }
+            ExitKind::MmioWrite { addr, size, value } => {
+                let action = self.board().write_memory(addr, size, value, now);
+                self.act(action, now);
+            }
+            ExitKind::Idle { deadline } => return self.idle(deadline, now),
+            ExitKind::Kicked => self.answer()?,
+            ExitKind::InstructionLimit => self.over(Outcome::InstructionLimit),
+            ExitKind::EventsFull => {
+                if let Some(events) = self.partition.memory_events() {
+                    events.drain(&mut |_| {});
+                }
+            }
+            ExitKind::Shutdown => self.over(Outcome::TripleFault),
+            ExitKind::Stuck { rip, bytes } => self.over(Outcome::Stuck { rip, bytes }),
+        }
+        self.deliver()?;
+        Ok(entry)
+    }
+
+    fn act(&self, action: Action, now: u64) {
+        match action {
+            Action::None => {}
+            Action::Reset => self.end(Ok(End::Reset)),
+            Action::PowerOff => self.over(Outcome::PowerOff),
+            Action::Exit(code) => self.over(Outcome::Exit(code)),
+            Action::Mark(value) => {
+                let mut marks = self.marks.lock().unwrap_or_else(PoisonError::into_inner);
+                if marks.len() < Statistics::MARKS {
+                    let instructions = self.partition.instructions();
+                    marks.push(Mark { value, guest_time: now, instructions });
+                }
+            }
+        }
+    }
+
+    /// Somebody rang: stop, or look for input.
+    fn answer(&self) -> Result<()> {
+        match self.remote.take() {
+            None => {
+                self.board().pump();
+                self.deliver()?;
+            }
+            Some(StopReason::Timeout) => self.over(Outcome::Timeout),
+            Some(StopReason::Stopped) => self.over(Outcome::Stopped),
+            Some(StopReason::Panic) => self.over(Outcome::Panic),
+        }
+        Ok(())
+    }
+
+    /// Nothing to execute before `deadline`.
+    fn idle(&self, deadline: Option<u64>, now: u64) -> Result<Entry> {
+        if self.board().pump() {
+            self.deliver()?;
+            return Ok(Entry::Elapsed(0));
+        }
+        if !self.interactive {
+            if deadline.is_none() {
+                self.over(Outcome::Halted);
+            }
+            return Ok(Entry::Resume);
+        }
+        let wait = deadline.map(|deadline| deadline.saturating_sub(now));
+        let started = Instant::now();
+        self.remote.wait(wait.map(Duration::from_nanos));
+        let elapsed = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        Ok(match wait {
+            Some(wait) if elapsed >= wait => Entry::Resume,
+            _ => Entry::Elapsed(elapsed),
+        })
+    }
+
+    /// Sends on what the devices pulsed.
+    fn deliver(&self) -> Result<()> {
+        for message in self.board().interrupts() {
+            self.partition.send_msi(message)?;
+        }
+        Ok(())
+    }
+
+    fn over(&self, outcome: Outcome) {
+        self.end(Ok(End::Over(outcome)));
+    }
+
+    /// The first end counts; every seat comes out.
+    fn end(&self, end: Result<End>) {
+        self.end.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(end);
+        self.ended.store(true, Ordering::Release);
+        self.partition.kick();
+    }
+
+    fn board(&self) -> MutexGuard<'_, &'a mut Board> {
+        self.board.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
