@@ -1,13 +1,44 @@
 //! One vCPU: the registers that instructions work on.
 
-use engine::VcpuId;
-use engine::state::{DescriptorTable, Segment};
+use engine::msr::Msrs;
+use engine::state::{Activity, CpuState, DebugRegisters, DescriptorTable, Segment, SystemRegisters};
+use engine::{ExitKind, VcpuId};
 
-use crate::flags::Flags;
+use crate::flags::{Flags, bit};
 use crate::fx::FxArea;
 use crate::insn::{FLAT, Insn, RIP};
+use crate::lapic::Lapic;
+use crate::mmu::Tlb;
+use crate::run::Progress;
+use crate::shared::Shared;
 use crate::trap::{Cause, Step, Trap, vector};
 use crate::width::Width;
+
+/// Bits of the control registers that the engine itself looks at (SDM vol. 3, 2.5 and 2.2.1).
+#[expect(missing_docs, reason = "the names are the bits")]
+pub mod control {
+    pub const CR0_PE: u64 = 1 << 0;
+    pub const CR0_MP: u64 = 1 << 1;
+    pub const CR0_EM: u64 = 1 << 2;
+    pub const CR0_TS: u64 = 1 << 3;
+    pub const CR0_NE: u64 = 1 << 5;
+    pub const CR0_WP: u64 = 1 << 16;
+    pub const CR0_AM: u64 = 1 << 18;
+    pub const CR0_PG: u64 = 1 << 31;
+    pub const CR4_TSD: u64 = 1 << 2;
+    pub const CR4_DE: u64 = 1 << 3;
+    pub const CR4_PSE: u64 = 1 << 4;
+    pub const CR4_PAE: u64 = 1 << 5;
+    pub const CR4_PGE: u64 = 1 << 7;
+    pub const CR4_PCE: u64 = 1 << 8;
+    pub const CR4_OSFXSR: u64 = 1 << 9;
+    pub const CR4_OSXMMEXCPT: u64 = 1 << 10;
+    pub const CR4_FSGSBASE: u64 = 1 << 16;
+    pub const EFER_SCE: u64 = 1 << 0;
+    pub const EFER_LME: u64 = 1 << 8;
+    pub const EFER_LMA: u64 = 1 << 10;
+    pub const EFER_NXE: u64 = 1 << 11;
+}
 
 /// One vCPU.
 #[derive(Debug)]
@@ -44,13 +75,119 @@ pub struct Cpu {
     pub cpl: u8,
     /// In 64-bit mode (EFER.LMA and CS.L).
     pub long: bool,
+    /// In virtual-8086 or real mode: segments are selectors shifted by four.
+    pub real: bool,
+    /// Model-specific registers of the neutral state.
+    pub msrs: Msrs,
+    /// DR0 to DR3, DR6, DR7.
+    pub debug: DebugRegisters,
+    /// Local APIC.
+    pub lapic: Lapic,
+    /// Executing, halted, or waiting for a start-up message.
+    pub activity: Activity,
+    /// STI or MOV SS hold interrupts off until after the next instruction.
+    pub shadow: bool,
+    /// An NMI waits.
+    pub nmi_pending: bool,
+    /// An NMI is being handled; IRET ends it.
+    pub nmi_blocked: bool,
+    /// Set by an instruction after which [`Cpu::run`] shall give [`crate::run::Stop::Attention`]: it armed a timer, sent an
+    /// interrupt, halted. Such an instruction ends its block.
+    pub attention: bool,
     /// Why the last [`Trap`] was given.
     pub cause: Cause,
     /// Which one this is.
     pub id: VcpuId,
+    /// Answers to the port and memory-mapped reads of the instruction at RIP, in order, and how many were used.
+    pub(crate) replay: (Vec<u64>, usize),
+    /// Port and memory-mapped writes of the last instruction that the machine has not seen yet.
+    pub(crate) posted: std::collections::VecDeque<ExitKind>,
+    /// Cached translations.
+    pub(crate) tlb: Tlb,
+    /// Where in the instruction stream it is.
+    pub(crate) progress: Progress,
+    /// What all vCPUs have in common. It is with the one that runs; the others hold an empty one.
+    pub shared: Box<Shared>,
 }
 
 impl Cpu {
+    /// A vCPU after power-up.
+    #[must_use]
+    pub fn new(id: VcpuId) -> Self {
+        let state = CpuState::reset(id);
+        let system = state.system;
+        let mut cpu = Self {
+            gpr: [0; 32],
+            flags: Flags::new(state.registers.rflags),
+            seg_base: [0; 8],
+            segments: system.segments,
+            ldt: system.ldt,
+            tr: system.tr,
+            gdt: system.gdt,
+            idt: system.idt,
+            cr0: system.cr0,
+            cr2: 0,
+            cr3: 0,
+            cr4: 0,
+            efer: 0,
+            fx: FxArea::new(&state.fpu.bytes()),
+            cpl: 0,
+            long: false,
+            real: true,
+            msrs: state.msrs,
+            debug: state.debug,
+            lapic: Lapic::new(id),
+            activity: state.activity,
+            shadow: false,
+            nmi_pending: false,
+            nmi_blocked: false,
+            attention: false,
+            cause: Cause::Restart,
+            id,
+            replay: (Vec::new(), 0),
+            posted: std::collections::VecDeque::new(),
+            tlb: Tlb::new(),
+            progress: Progress::default(),
+            shared: Box::default(),
+        };
+        cpu.gpr[usize::from(RIP)] = state.registers.rip;
+        cpu.mode_changed();
+        cpu
+    }
+
+    /// To be called after any change of CR0, CR4.PAE, EFER, CS, SS, a segment, CPL, RFLAGS.VM, RFLAGS.AC or DR7: brings
+    /// what is derived from them up to date. (TLB flushes are the caller's.)
+    pub fn mode_changed(&mut self) {
+        let cs = self.segments[SystemRegisters::CS].attributes;
+        self.long = self.efer & control::EFER_LMA != 0 && cs & Segment::LONG != 0;
+        self.real = self.cr0 & control::CR0_PE == 0 || self.flags.control & bit::VM != 0;
+        for n in 0..6 {
+            self.seg_base[n] = if self.long && n < 4 { 0 } else { self.segments[n].base };
+        }
+        let aligned = self.cr0 & control::CR0_AM != 0 && self.flags.control & bit::AC != 0 && self.cpl == 3;
+        self.tlb.set_mode(self.cpl == 3, aligned || self.watches_data());
+        let code_base = if self.long { 0 } else { self.segments[SystemRegisters::CS].base };
+        self.progress.set_mode(self.cpl == 3, self.code_bits(), code_base);
+    }
+
+    /// Any data breakpoint is enabled in DR7.
+    fn watches_data(&self) -> bool {
+        let dr7 = self.debug.control;
+        (0..4).any(|n| dr7 >> (2 * n) & 3 != 0 && dr7 >> (16 + 4 * n) & 1 != 0)
+    }
+
+    /// Bits of an instruction address in the current code segment: 64, 32 or 16.
+    #[must_use]
+    pub fn code_bits(&self) -> u32 {
+        if self.long {
+            64
+        } else if self.segments[SystemRegisters::CS].attributes & Segment::BIG != 0 {
+            32
+        } else {
+            16
+        }
+    }
+
     /// A general register of width `W`, by its number in [`Insn::r`].
     #[inline(always)]
     #[must_use]

@@ -3,11 +3,22 @@
 //! An instruction is decoded once into an [`insn::Insn`], a fixed-size record whose first field is the function that
 //! executes it, and cached in blocks by guest-physical address. The same records are what a translator starts from.
 
+pub mod block;
+mod breakpoint;
 pub mod cpu;
+mod decode;
 pub mod exec;
 pub mod flags;
 pub mod fx;
 pub mod insn;
+mod interrupt;
+pub mod lapic;
 pub mod mem;
+pub mod mmu;
+pub mod ram;
+pub mod rig;
+pub mod run;
+pub mod shared;
+mod slow;
 pub mod trap;
 pub mod width;

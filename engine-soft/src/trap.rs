@@ -22,6 +22,9 @@ pub enum Cause {
     },
     /// The machine has to do something; the instruction runs again when it has.
     Exit(ExitKind),
+    /// The instruction runs again, alone: it changes code, or writes to the machine, after which others may not follow
+    /// from the same block.
+    Restart,
 }
 
 /// Exception vectors (SDM vol. 3, table 6-1).

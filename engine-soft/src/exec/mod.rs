@@ -2,3 +2,17 @@
 //!
 //! Each family offers `lookup(&iced_x86::Instruction) -> Option<Exec>`; the decoder asks them in turn. A function is
 //! chosen once, at decode time, by operand kinds and widths, so that executing asks nothing again.
+
+use iced_x86::Instruction;
+
+use crate::insn::Exec;
+
+/// The function that executes an instruction.
+pub(crate) fn lookup(_: &Instruction) -> Option<Exec> {
+    None
+}
+
+/// The run loop has to look around after this instruction, for reasons that only its family knows.
+pub(crate) fn ends_block(_: &Instruction) -> bool {
+    false
+}
