@@ -142,16 +142,13 @@ impl MemoryPlan {
     /// [`Error::RamSize`] for a size out of bounds or not a multiple of 2 MiB, [`Error::AddressSpace`] if the ranges
     /// pass the end of the physical address space.
     pub fn new(ram: u64, persistent: &[u64]) -> Result<Self, Error> {
-        if !(Self::MIN_RAM..=Self::MAX_RAM).contains(&ram) || ram % (2 * MIB) != 0 {
+        if !(Self::MIN_RAM..=Self::MAX_RAM).contains(&ram) || !ram.is_multiple_of(2 * MIB) {
             return Err(Error::RamSize { bytes: ram });
         }
         let below = ram.min(MMIO_HOLE.start);
         let above = MMIO_HOLE.end..MMIO_HOLE.end + (ram - below);
         let end_of_ram = above.end;
-        let mut slots = vec![0..below];
-        if !above.is_empty() {
-            slots.push(above);
-        }
+        let slots = [0..below, above].into_iter().filter(|slot| !slot.is_empty()).collect();
         let limit = 1_u64 << engine::cpuid::PHYSICAL_ADDRESS_BITS;
         let mut next = end_of_ram;
         let mut ranges = Vec::with_capacity(persistent.len());

@@ -7,6 +7,7 @@ pub mod acpi;
 pub mod board;
 pub mod boot;
 pub mod devices;
+mod engines;
 mod error;
 pub mod layout;
 mod machine;
@@ -16,6 +17,7 @@ mod remote;
 mod session;
 mod transcript;
 
+pub use engines::{Chosen, EngineChoice, KvmFitness, kvm_fitness, open as open_engine};
 pub use error::{Error, Result};
 pub use machine::{Machine, MachineSpec, Wiring};
 pub use outcome::{Mark, Outcome, Report, Statistics};

@@ -95,12 +95,12 @@ struct Recorded {
 }
 
 impl SerialBackend for Recorded {
-    fn to_guest(&mut self) -> Option<u8> {
-        self.backend.to_guest()
+    fn input(&mut self) -> Option<u8> {
+        self.backend.input()
     }
 
-    fn from_guest(&mut self, byte: u8) {
-        self.backend.from_guest(byte);
+    fn output(&mut self, byte: u8) {
+        self.backend.output(byte);
         if self.transcript.hear(byte) {
             self.remote.stop(StopReason::Panic);
         }
@@ -116,7 +116,7 @@ mod tests {
     fn the_last_lines_are_kept() {
         let transcript = Transcript::default();
         let mut console = transcript.before(Box::new(Unconnected), Remote::default());
-        let mut say = |text: &str| text.bytes().for_each(|byte| console.from_guest(byte));
+        let mut say = |text: &str| text.bytes().for_each(|byte| console.output(byte));
         for n in 0..60 {
             say(&format!("line {n}\r\n"));
         }
@@ -131,7 +131,7 @@ mod tests {
     fn a_panic_is_noticed_and_its_end_stops_the_machine() {
         let (transcript, remote) = (Transcript::default(), Remote::default());
         let mut console = transcript.before(Box::new(Unconnected), remote.clone());
-        let mut say = |text: &str| text.bytes().for_each(|byte| console.from_guest(byte));
+        let mut say = |text: &str| text.bytes().for_each(|byte| console.output(byte));
         say("[    1.0] Kernel panic - not syncing: VFS\r\n");
         assert!(transcript.panicked() && !remote.is_rung());
         say("[    1.0] ---[ end Kernel panic - not syncing: VFS ]---\r\n");

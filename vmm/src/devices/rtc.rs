@@ -56,7 +56,7 @@ impl Rtc {
 }
 
 const fn bcd(value: u8) -> u8 {
-    value / 10 << 4 | value % 10
+    ((value / 10) << 4) | (value % 10)
 }
 
 /// A civil date and time.

@@ -19,10 +19,10 @@ use crate::{Error, Result};
 /// The host's end of a serial line.
 pub trait SerialBackend: Send {
     /// The next byte for the guest, if there is one now.
-    fn to_guest(&mut self) -> Option<u8>;
+    fn input(&mut self) -> Option<u8>;
 
     /// A byte from the guest.
-    fn from_guest(&mut self, byte: u8);
+    fn output(&mut self, byte: u8);
 }
 
 /// A line that nobody listens to.
@@ -30,11 +30,11 @@ pub trait SerialBackend: Send {
 pub struct Unconnected;
 
 impl SerialBackend for Unconnected {
-    fn to_guest(&mut self) -> Option<u8> {
+    fn input(&mut self) -> Option<u8> {
         None
     }
 
-    fn from_guest(&mut self, _byte: u8) {}
+    fn output(&mut self, _byte: u8) {}
 }
 
 impl Trigger for InterruptLine {
@@ -111,7 +111,7 @@ impl Serial {
         while self.listening() {
             let mut bytes = Vec::new();
             while bytes.len() < FIFO_SIZE
-                && let Some(byte) = self.backend.to_guest()
+                && let Some(byte) = self.backend.input()
             {
                 bytes.push(byte);
             }
@@ -141,7 +141,7 @@ impl Serial {
     /// Hands to the backend what the guest wrote.
     fn drain(&mut self) {
         for byte in self.uart.writer_mut().drain(..) {
-            self.backend.from_guest(byte);
+            self.backend.output(byte);
         }
     }
 }
@@ -246,11 +246,11 @@ mod tests {
     struct Echo(Arc<Mutex<VecDeque<u8>>>);
 
     impl SerialBackend for Echo {
-        fn to_guest(&mut self) -> Option<u8> {
+        fn input(&mut self) -> Option<u8> {
             self.0.lock().unwrap().pop_front()
         }
 
-        fn from_guest(&mut self, byte: u8) {
+        fn output(&mut self, byte: u8) {
             self.0.lock().unwrap().push_back(byte);
         }
     }

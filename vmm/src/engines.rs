@@ -1,0 +1,83 @@
+//! Which engine runs the guest. Only this crate knows them all.
+
+use std::str::FromStr;
+
+use engine::Engine;
+use engine_kvm::Kvm;
+
+pub use engine_kvm::{Fitness as KvmFitness, fitness as kvm_fitness};
+
+use crate::Result;
+
+/// What the user asked for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub enum EngineChoice {
+    /// KVM where it is fit, else soft.
+    #[default]
+    Auto,
+    /// The software engine.
+    Soft,
+    /// The software engine, only interpreting.
+    Interp,
+    /// KVM, without a question.
+    Kvm,
+}
+
+impl EngineChoice {
+    /// Every choice, as the user writes it.
+    pub const NAMES: [(&str, Self); 4] =
+        [("auto", Self::Auto), ("soft", Self::Soft), ("interp", Self::Interp), ("kvm", Self::Kvm)];
+}
+
+impl FromStr for EngineChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let known = Self::NAMES.iter().find(|(name, _)| *name == text);
+        known.map(|(_, choice)| *choice).ok_or_else(|| {
+            let names: Vec<_> = Self::NAMES.iter().map(|(name, _)| *name).collect();
+            format!("no engine is named {text:?}; choose one of {}", names.join(", "))
+        })
+    }
+}
+
+/// An engine, and why it was chosen.
+#[derive(Debug)]
+pub struct Chosen {
+    /// The engine.
+    pub engine: Box<dyn Engine>,
+    /// One clause for the user.
+    pub reason: String,
+}
+
+/// Opens an engine.
+///
+/// # Errors
+/// The engine that was asked for by name cannot run on this host.
+pub fn open(choice: EngineChoice) -> Result<Chosen> {
+    let chosen = |engine, reason: &str| Chosen { engine, reason: reason.to_owned() };
+    match choice {
+        EngineChoice::Kvm => Ok(chosen(Box::new(Kvm::open()?), "asked for")),
+        EngineChoice::Soft | EngineChoice::Interp => Err(soft_is_missing().into()),
+        EngineChoice::Auto => match kvm_fitness() {
+            KvmFitness::Fit => Ok(chosen(Box::new(Kvm::open()?), "KVM is fit")),
+            _ => Err(soft_is_missing().into()),
+        },
+    }
+}
+
+fn soft_is_missing() -> engine::Error {
+    engine::Error::Unfit { engine: "soft", reason: "this build does not have it".to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn choices_are_named() {
+        assert_eq!("kvm".parse(), Ok(EngineChoice::Kvm));
+        let error = "qemu".parse::<EngineChoice>().unwrap_err();
+        assert!(error.contains("auto, soft, interp, kvm"), "{error}");
+    }
+}
