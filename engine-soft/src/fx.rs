@@ -37,6 +37,10 @@ pub struct FxArea {
 pub mod fcw {
     /// Masks of the six exceptions.
     pub const MASKS: u16 = 0x3F;
+    /// Bits there are.
+    pub const VALID: u16 = 0x1F7F;
+    /// Bit 6 is always set.
+    pub const ONE: u16 = 1 << 6;
     /// After FNINIT: all masked, 64-bit precision, round to nearest.
     pub const INITIAL: u16 = 0x37F;
 }
@@ -82,12 +86,12 @@ pub mod mxcsr {
 const ST_MASK: u128 = (1 << 80) - 1;
 
 impl FxArea {
-    /// From an FXSAVE64 image. Bits that the registers do not have are dropped.
+    /// From an FXSAVE64 image, as FXRSTOR64 takes it: bits that the registers do not have are dropped.
     #[must_use]
     pub fn new(bytes: &[u8; Fpu::SIZE]) -> Self {
         let wide = |at: usize| u128::from_le_bytes(std::array::from_fn(|i| bytes[at + i]));
         let [head, pointers] = [wide(0), wide(16)];
-        Self {
+        let mut area = Self {
             fcw: head as u16,
             fsw: (head >> 16) as u16,
             ftw: (head >> 32) as u8,
@@ -100,7 +104,18 @@ impl FxArea {
             st: std::array::from_fn(|i| wide(32 + 16 * i) & ST_MASK),
             xmm: std::array::from_fn(|i| wide(160 + 16 * i)),
             unused: [0; 6],
-        }
+        };
+        area.settle();
+        area
+    }
+
+    /// Brings control word, status word and instruction pointer to what a CPU holds after loading them: fixed bits, ES and
+    /// BUSY by the unmasked flags, a canonical address.
+    pub fn settle(&mut self) {
+        self.fcw = self.fcw & fcw::VALID | fcw::ONE;
+        let pending = self.fsw & !self.fcw & fsw::FLAGS != 0;
+        self.fsw = self.fsw & !(fsw::ES | fsw::BUSY) | u16::from(pending) * (fsw::ES | fsw::BUSY);
+        self.fip = ((self.fip << 16) as i64 >> 16) as u64;
     }
 
     /// The FXSAVE64 image.
@@ -112,7 +127,8 @@ impl FxArea {
             | u128::from(self.ftw) << 32
             | u128::from(self.fop) << 48
             | u128::from(self.fip) << 64;
-        let pointers = u128::from(self.fdp) | u128::from(self.mxcsr) << 64 | u128::from(self.mxcsr_mask) << 96;
+        let pointers =
+            u128::from(self.fdp) | u128::from(self.mxcsr) << 64 | u128::from(self.mxcsr_mask) << 96;
         let slots = [head, pointers].into_iter().chain(self.st).chain(self.xmm);
         for (chunk, slot) in bytes.chunks_exact_mut(16).zip(slots) {
             chunk.copy_from_slice(&slot.to_le_bytes());
@@ -145,6 +161,26 @@ impl FxArea {
         self.fsw = self.fsw & !(7 << 11) | (top as u16 & 7) << 11;
     }
 
+    /// MM register by number.
+    #[inline(always)]
+    #[must_use]
+    pub fn mm(&self, r: u8) -> u64 {
+        self.st[(u32::from(r).wrapping_sub(self.top()) & 7) as usize] as u64
+    }
+
+    /// Writes an MM register after [`Self::enter_mmx`]: sign and exponent become ones.
+    #[inline(always)]
+    pub fn set_mm(&mut self, r: u8, value: u64) {
+        self.st[usize::from(r & 7)] = 0xFFFF << 64 | u128::from(value);
+    }
+
+    /// The registers become MMX registers: TOP 0, all valid.
+    #[inline(always)]
+    pub fn enter_mmx(&mut self) {
+        self.rotate_to(0);
+        self.ftw = 0xFF;
+    }
+
     /// XMM register by number.
     #[inline(always)]
     #[must_use]
@@ -172,6 +208,8 @@ mod tests {
     #[test]
     fn images_round_trip() {
         let mut bytes: [u8; Fpu::SIZE] = std::array::from_fn(|i| i as u8 ^ 0x5A);
+        bytes[..4].copy_from_slice(&[0x7F, 0x02, 0x3F, 0x3A]);
+        bytes[14..16].fill(0);
         let area = FxArea::new(&bytes);
         bytes[5] = 0;
         bytes[7] &= 7;

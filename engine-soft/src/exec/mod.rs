@@ -3,13 +3,15 @@
 //! Each family offers `lookup(&iced_x86::Instruction) -> Option<Exec>`; the decoder asks them in turn. A function is
 //! chosen once, at decode time, by operand kinds and widths, so that executing asks nothing again.
 
+pub mod fpu;
+
 use iced_x86::Instruction;
 
 use crate::insn::Exec;
 
 /// The function that executes an instruction.
-pub(crate) fn lookup(_: &Instruction) -> Option<Exec> {
-    None
+pub(crate) fn lookup(i: &Instruction) -> Option<Exec> {
+    fpu::lookup(i)
 }
 
 /// The run loop has to look around after this instruction, for reasons that only its family knows.
