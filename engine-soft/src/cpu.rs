@@ -1,5 +1,6 @@
 //! One vCPU: the registers that instructions work on.
 
+use engine::cpuid::CpuidTable;
 use engine::msr::Msrs;
 use engine::state::{Activity, CpuState, DebugRegisters, DescriptorTable, Segment, SystemRegisters};
 use engine::{ExitKind, VcpuId};
@@ -21,14 +22,18 @@ pub mod control {
     pub const CR0_MP: u64 = 1 << 1;
     pub const CR0_EM: u64 = 1 << 2;
     pub const CR0_TS: u64 = 1 << 3;
+    pub const CR0_ET: u64 = 1 << 4;
     pub const CR0_NE: u64 = 1 << 5;
     pub const CR0_WP: u64 = 1 << 16;
     pub const CR0_AM: u64 = 1 << 18;
+    pub const CR0_NW: u64 = 1 << 29;
+    pub const CR0_CD: u64 = 1 << 30;
     pub const CR0_PG: u64 = 1 << 31;
     pub const CR4_TSD: u64 = 1 << 2;
     pub const CR4_DE: u64 = 1 << 3;
     pub const CR4_PSE: u64 = 1 << 4;
     pub const CR4_PAE: u64 = 1 << 5;
+    pub const CR4_MCE: u64 = 1 << 6;
     pub const CR4_PGE: u64 = 1 << 7;
     pub const CR4_PCE: u64 = 1 << 8;
     pub const CR4_OSFXSR: u64 = 1 << 9;
@@ -83,6 +88,12 @@ pub struct Cpu {
     pub debug: DebugRegisters,
     /// Local APIC.
     pub lapic: Lapic,
+    /// What CPUID answers.
+    pub cpuid: CpuidTable,
+    /// The time-stamp counter when the partition was powered on: what writes to it have added.
+    pub tsc_offset: u64,
+    /// An exception or interrupt whose delivery another engine has begun; delivered before anything else.
+    pub injected: Option<(u8, Option<u32>)>,
     /// Executing, halted, or waiting for a start-up message.
     pub activity: Activity,
     /// STI or MOV SS hold interrupts off until after the next instruction.
@@ -137,6 +148,9 @@ impl Cpu {
             msrs: state.msrs,
             debug: state.debug,
             lapic: Lapic::new(id),
+            cpuid: CpuidTable { entries: Vec::new() },
+            tsc_offset: 0,
+            injected: None,
             activity: state.activity,
             shadow: false,
             nmi_pending: false,

@@ -5,6 +5,7 @@
 
 pub mod block;
 mod breakpoint;
+pub mod clock;
 pub mod cpu;
 mod decode;
 pub mod exec;
@@ -15,10 +16,13 @@ mod interrupt;
 pub mod lapic;
 pub mod mem;
 pub mod mmu;
+mod msr;
 pub mod ram;
 pub mod rig;
 pub mod run;
+mod schedule;
 pub mod shared;
 mod slow;
+mod state;
 pub mod trap;
 pub mod width;

@@ -6,6 +6,8 @@ use engine::VcpuId;
 use engine::event::{Event, EventKind, StoreKind};
 
 use crate::block::Blocks;
+use crate::clock::Clock;
+use crate::lapic::Message;
 use crate::ram::Ram;
 
 /// Memory, what is known about it, and the log of what is done to it.
@@ -19,6 +21,12 @@ pub struct Shared {
     pub log: Vec<Event>,
     /// Decoded code.
     pub blocks: Blocks,
+    /// Guest time.
+    pub clock: Clock,
+    /// Decides RDRAND.
+    pub seed: u64,
+    /// Interrupt messages that vCPUs have sent, for the scheduler to deliver.
+    pub outbox: Vec<(VcpuId, Message)>,
     /// Instructions retired by all vCPUs before the current [`crate::cpu::Cpu::run`].
     pub retired: u64,
 }

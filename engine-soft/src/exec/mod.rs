@@ -4,6 +4,7 @@
 //! chosen once, at decode time, by operand kinds and widths, so that executing asks nothing again.
 
 pub mod fpu;
+pub mod system;
 
 use iced_x86::Instruction;
 
@@ -11,7 +12,7 @@ use crate::insn::Exec;
 
 /// The function that executes an instruction.
 pub(crate) fn lookup(i: &Instruction) -> Option<Exec> {
-    fpu::lookup(i)
+    fpu::lookup(i).or_else(|| system::lookup(i))
 }
 
 /// The run loop has to look around after this instruction, for reasons that only its family knows.

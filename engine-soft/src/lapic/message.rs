@@ -166,8 +166,16 @@ mod tests {
         };
         assert_eq!(Message::from_msi(msi), Some(expected));
         assert_eq!(Message::from_msi(Msi { address: 0xFED0_0000, data: 0x31 }), None);
-        assert_eq!(Message::from_msi(Msi { address: 0xFEE0_0000, data: 0x700 }), None, "ExtINT has no 8259 here");
-        assert_eq!(Message::from_msi(Msi { address: 0xFEE0_0000, data: 0x608 }), None, "no SIPI from a device");
+        assert_eq!(
+            Message::from_msi(Msi { address: 0xFEE0_0000, data: 0x700 }),
+            None,
+            "ExtINT has no 8259 here"
+        );
+        assert_eq!(
+            Message::from_msi(Msi { address: 0xFEE0_0000, data: 0x608 }),
+            None,
+            "no SIPI from a device"
+        );
     }
 
     #[test]

@@ -10,8 +10,8 @@ mod timer;
 use engine::VcpuId;
 use engine::state::Lapic as Page;
 
-pub use message::{Delivery, Message, Target};
 use message::{Address, x2apic_logical};
+pub use message::{Delivery, Message, Target};
 use timer::{MASKED, Timer};
 
 /// The access is a #GP: a register that is not there, or a reserved bit (x2APIC mode and `IA32_APIC_BASE` only).

@@ -116,7 +116,8 @@ impl Timer {
 
     /// Writes the entry. Entering or leaving TSC-deadline mode disarms.
     pub fn set_entry(&mut self, entry: u32) {
-        if mode(self.entry) != mode(entry) && !(self.counts() && matches!(mode(entry), Mode::OneShot | Mode::Periodic))
+        if mode(self.entry) != mode(entry)
+            && !(self.counts() && matches!(mode(entry), Mode::OneShot | Mode::Periodic))
         {
             self.end = None;
             self.deadline = 0;
