@@ -1,0 +1,84 @@
+//! What init does first: mounts, modules, host name.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::Path;
+
+use super::sys;
+
+/// One module path a line, in the order in which they load.
+const MODULE_LIST: &str = "/etc/nvsim/modules";
+
+const MOUNTS: [(&str, &str, &str); 9] = [
+    ("proc", "/proc", ""),
+    ("sysfs", "/sys", ""),
+    ("devtmpfs", "/dev", "mode=0755"),
+    ("devpts", "/dev/pts", "mode=0620,gid=5,ptmxmode=0666"),
+    ("tmpfs", "/dev/shm", "mode=1777"),
+    ("tmpfs", "/run", "mode=0755"),
+    ("tmpfs", "/tmp", "mode=1777"),
+    ("debugfs", "/sys/kernel/debug", ""),
+    ("tracefs", "/sys/kernel/tracing", ""),
+];
+
+const LINKS: [(&str, &str); 4] = [
+    ("/proc/self/fd", "/dev/fd"),
+    ("/proc/self/fd/0", "/dev/stdin"),
+    ("/proc/self/fd/1", "/dev/stdout"),
+    ("/proc/self/fd/2", "/dev/stderr"),
+];
+
+/// Mounts the kernel's file systems, names the machine, loads modules. Gives what went wrong; a guest with less than all
+/// of it is still worth having.
+pub fn setup() -> Vec<String> {
+    let mut troubles = Vec::new();
+    for (kind, target, options) in MOUNTS {
+        let target = Path::new(target);
+        // Folders below /sys are the kernel's: where it made none, it has no such file system.
+        if !target.exists() && (target.starts_with("/sys") || fs::create_dir_all(target).is_err()) {
+            continue;
+        }
+        match sys::mount(kind, target, kind, options) {
+            // The kernel mounts devtmpfs itself when it is configured so.
+            Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {}
+            Err(e) => troubles.push(format!("cannot mount {kind} at {}: {e}", target.display())),
+            Ok(()) => {}
+        }
+    }
+    for (target, link) in LINKS {
+        let _ = std::os::unix::fs::symlink(target, link);
+    }
+    let name = fs::read_to_string("/etc/hostname").unwrap_or_else(|_| "nvsim".into());
+    if let Err(e) = sys::set_hostname(name.trim()) {
+        troubles.push(format!("cannot set the host name: {e}"));
+    }
+    for path in fs::read_to_string(MODULE_LIST).unwrap_or_default().lines() {
+        match File::open(path).and_then(|file| sys::load_module(&file)) {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
+                troubles.push(format!("cannot load {path}: {e}"))
+            }
+            _ => {}
+        }
+    }
+    wait_for_nvdimms();
+    troubles
+}
+
+/// Probing goes on after the modules are loaded; reading a bus's `wait_probe` waits for its end.
+fn wait_for_nvdimms() {
+    for bus in fs::read_dir("/sys/class/nd").into_iter().flatten().flatten() {
+        let _ = fs::read(bus.path().join("device/wait_probe"));
+    }
+}
+
+/// Time since the kernel started, in microseconds.
+pub fn uptime() -> u64 {
+    let text = fs::read_to_string("/proc/uptime").unwrap_or_default();
+    let seconds = text.split_whitespace().next().and_then(|word| word.parse::<f64>().ok());
+    (seconds.unwrap_or(0.0) * 1e6) as u64
+}
+
+/// The kernel's release.
+pub fn release() -> String {
+    fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned()
+}
