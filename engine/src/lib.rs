@@ -9,6 +9,8 @@
 //! A seat holds one vCPU where the host runs them side by side (KVM) and all of them where one host thread interleaves
 //! them deterministically (soft), so every exit names its vCPU.
 
+#[cfg(feature = "conformance")]
+pub mod conformance;
 pub mod cpuid;
 mod error;
 pub mod event;

@@ -64,6 +64,10 @@ pub trait Partition: Debug + Send + Sync {
     /// The host's refusal. A message that addresses nobody is dropped, as on hardware.
     fn send_msi(&self, msi: Msi) -> Result<()>;
 
+    /// Tells that the machine has written guest memory, other than by an exit's answer: a device's DMA. An engine that
+    /// keeps decoded code forgets what was made from there, before it runs on.
+    fn memory_written(&self, _range: std::ops::Range<u64>) {}
+
     /// Makes every running processor return [`crate::ExitKind::Kicked`] soon; sticky until it has.
     fn kick(&self);
 
