@@ -3,6 +3,7 @@
 //! Each family offers `lookup(&iced_x86::Instruction) -> Option<Exec>`; the decoder asks them in turn. A function is
 //! chosen once, at decode time, by operand kinds and widths, so that executing asks nothing again.
 
+pub mod control;
 pub mod fpu;
 pub mod system;
 
@@ -12,7 +13,7 @@ use crate::insn::Exec;
 
 /// The function that executes an instruction.
 pub(crate) fn lookup(i: &Instruction) -> Option<Exec> {
-    fpu::lookup(i).or_else(|| system::lookup(i))
+    control::lookup(i).or_else(|| fpu::lookup(i)).or_else(|| system::lookup(i))
 }
 
 /// The run loop has to look around after this instruction, for reasons that only its family knows.

@@ -76,6 +76,11 @@ impl Tlb {
         std::mem::replace(&mut self.half, 0)
     }
 
+    /// As [`Tlb::enter_supervisor`], for either half.
+    pub(crate) fn enter_level(&mut self, user: bool) -> usize {
+        std::mem::replace(&mut self.half, if user { HALF } else { 0 })
+    }
+
     pub(crate) fn leave_supervisor(&mut self, half: usize) {
         self.half = half;
     }
