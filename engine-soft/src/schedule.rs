@@ -120,6 +120,11 @@ impl Turns {
         &mut self.cpus[self.current].shared
     }
 
+    /// Their numbers.
+    pub(crate) fn ids(&self) -> Vec<VcpuId> {
+        self.cpus.iter().map(|cpu| cpu.id).collect()
+    }
+
     pub(crate) fn all(&mut self) -> &mut [Cpu] {
         &mut self.cpus
     }

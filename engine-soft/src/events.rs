@@ -1,0 +1,50 @@
+//! The memory-event source as the machine sees it: what to watch goes in, the log comes out.
+
+use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
+
+use engine::event::{Event, MemoryEvents};
+
+use crate::shared::{LOG_CAPACITY, Shared, Watch};
+
+/// Between the machine's threads and the one that runs vCPUs.
+#[derive(Debug, Default)]
+pub(crate) struct Events {
+    /// What to watch from the next run on.
+    wanted: Mutex<Option<Watch>>,
+    /// What has been logged and not yet drained.
+    log: Mutex<Vec<Event>>,
+}
+
+impl Events {
+    /// Before a run: takes what is wanted over. `true` if that changed anything.
+    pub(crate) fn adopt(&self, shared: &mut Shared) -> bool {
+        let Some(watch) = self.wanted.lock().unwrap_or_else(PoisonError::into_inner).take() else { return false };
+        shared.watch = watch;
+        true
+    }
+
+    /// After a run: makes its events drainable.
+    pub(crate) fn publish(&self, shared: &mut Shared) {
+        if !shared.log.is_empty() {
+            self.log.lock().unwrap_or_else(PoisonError::into_inner).append(&mut shared.log);
+        }
+    }
+
+    /// Nobody has drained since the log was full.
+    pub(crate) fn is_full(&self) -> bool {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner).len() >= LOG_CAPACITY
+    }
+}
+
+impl MemoryEvents for Events {
+    fn watch(&self, ranges: &[Range<u64>], loads: bool) {
+        let ranges = ranges.iter().filter(|range| range.start < range.end).cloned().collect();
+        *self.wanted.lock().unwrap_or_else(PoisonError::into_inner) = Some(Watch { ranges, loads });
+    }
+
+    fn drain(&self, sink: &mut dyn FnMut(&Event)) {
+        let events = std::mem::take(&mut *self.log.lock().unwrap_or_else(PoisonError::into_inner));
+        events.iter().for_each(sink);
+    }
+}

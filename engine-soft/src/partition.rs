@@ -1,0 +1,193 @@
+//! The engine as the machine asks for it, and what its threads share.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use engine::cpuid::{CpuidTable, feature};
+use engine::event::MemoryEvents;
+use engine::{Built, Engine, Error, GuestMemory, Msi, Partition, PartitionSpec, Result};
+
+use crate::clock::Clock;
+use crate::cpu::Cpu;
+use crate::events::Events;
+use crate::processor::Bench;
+use crate::ram::Ram;
+
+/// TSC frequencies that guests may see: a tick at least every nanosecond, so that every instruction has a TSC value of
+/// its own, and no more hertz than CPUID leaf 0x15 can tell.
+const TSC_KHZ: std::ops::RangeInclusive<u32> = 1_000_000..=4_000_000;
+
+/// At most this many vCPUs, as [`PartitionSpec::vcpus`] says.
+const MAX_VCPUS: u8 = 8;
+
+/// The engine in software.
+#[derive(Debug, Clone, Copy)]
+pub struct Soft {
+    name: &'static str,
+}
+
+impl Soft {
+    /// `soft`: the fastest way to execute that there is, which for now is the interpreter.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { name: "soft" }
+    }
+
+    /// `interp`: the interpreter, whatever else there will be.
+    #[must_use]
+    pub const fn interpreter() -> Self {
+        Self { name: "interp" }
+    }
+}
+
+impl Default for Soft {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Engine for Soft {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn tsc_khz(&self, preferred: u32) -> u32 {
+        preferred.clamp(*TSC_KHZ.start(), *TSC_KHZ.end())
+    }
+
+    fn build(&self, spec: &PartitionSpec, memory: &GuestMemory) -> Result<Built> {
+        let unsupported = |what: String| Err(Error::Unsupported { engine: self.name, what });
+        if !(1..=MAX_VCPUS).contains(&spec.vcpus) {
+            return unsupported(format!("{} vCPUs; 1 to {MAX_VCPUS} are possible", spec.vcpus));
+        }
+        if !TSC_KHZ.contains(&spec.tsc_khz) {
+            return unsupported(format!("a TSC of {} kHz", spec.tsc_khz));
+        }
+        if let Some(excess) = beyond(&spec.cpuid) {
+            return unsupported(excess);
+        }
+        let mut cpus: Vec<Cpu> = (0..spec.vcpus).map(Cpu::new).collect();
+        for cpu in &mut cpus {
+            cpu.cpuid = spec.cpuid.for_vcpu(cpu.id);
+        }
+        let shared = &mut cpus[0].shared;
+        shared.ram = Ram::new(memory);
+        shared.clock = Clock::new(spec.tsc_khz);
+        shared.seed = spec.seed;
+        let common = Arc::new(Common::default());
+        let seat = Bench::new(cpus, Arc::clone(&common));
+        Ok(Built { partition: common, seats: vec![Box::new(seat)] })
+    }
+}
+
+/// A feature in the table that the engine does not have.
+fn beyond(cpuid: &CpuidTable) -> Option<String> {
+    const HYPERTHREADING: u32 = 1 << 28;
+    let known = [
+        (1, 2, feature::LEAF1_ECX | feature::X2APIC),
+        (1, 3, feature::LEAF1_EDX | HYPERTHREADING),
+        (7, 1, feature::LEAF7_EBX),
+        (7, 2, 0),
+        (7, 3, feature::LEAF7_EDX),
+        (0x8000_0001, 2, feature::EXT1_ECX),
+        (0x8000_0001, 3, feature::EXT1_EDX),
+    ];
+    known.into_iter().find_map(|(leaf, register, known)| {
+        let excess = cpuid.lookup(leaf, 0)[register] & !known;
+        let name = ["EAX", "EBX", "ECX", "EDX"][register];
+        (excess != 0).then(|| format!("CPUID leaf {leaf:#x} {name} bits {excess:#x}"))
+    })
+}
+
+/// What the machine's threads and the one that runs vCPUs share.
+#[derive(Debug)]
+pub(crate) struct Common {
+    /// Interrupt messages that wait for the next run.
+    inbox: Mutex<Vec<Msi>>,
+    /// Guest memory that the machine has written since the last run.
+    written: Mutex<Vec<Range<u64>>>,
+    kicked: AtomicBool,
+    now: AtomicU64,
+    retired: AtomicU64,
+    /// See [`Partition::stop_at`]; the largest number is never.
+    limit: AtomicU64,
+    pub(crate) events: Events,
+}
+
+impl Default for Common {
+    fn default() -> Self {
+        Self {
+            inbox: Mutex::default(),
+            written: Mutex::default(),
+            kicked: AtomicBool::new(false),
+            now: AtomicU64::new(0),
+            retired: AtomicU64::new(0),
+            limit: AtomicU64::new(u64::MAX),
+            events: Events::default(),
+        }
+    }
+}
+
+fn take<T>(list: &Mutex<Vec<T>>) -> Vec<T> {
+    std::mem::take(&mut *list.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+impl Common {
+    /// The messages that have come, in order.
+    pub(crate) fn messages(&self) -> Vec<Msi> {
+        take(&self.inbox)
+    }
+
+    /// Where the machine has written.
+    pub(crate) fn written(&self) -> Vec<Range<u64>> {
+        take(&self.written)
+    }
+
+    /// A kick has come; it is taken.
+    pub(crate) fn kicked(&self) -> bool {
+        self.kicked.load(Ordering::Relaxed) && self.kicked.swap(false, Ordering::Acquire)
+    }
+
+    pub(crate) fn limit(&self) -> u64 {
+        self.limit.load(Ordering::Relaxed)
+    }
+
+    /// Tells how far the guest is.
+    pub(crate) fn tell(&self, now: u64, retired: u64) {
+        self.now.store(now, Ordering::Relaxed);
+        self.retired.store(retired, Ordering::Relaxed);
+    }
+}
+
+impl Partition for Common {
+    fn send_msi(&self, msi: Msi) -> Result<()> {
+        self.inbox.lock().unwrap_or_else(PoisonError::into_inner).push(msi);
+        Ok(())
+    }
+
+    fn memory_written(&self, range: Range<u64>) {
+        self.written.lock().unwrap_or_else(PoisonError::into_inner).push(range);
+    }
+
+    fn kick(&self) {
+        self.kicked.store(true, Ordering::Release);
+    }
+
+    fn now(&self) -> u64 {
+        self.now.load(Ordering::Relaxed)
+    }
+
+    fn instructions(&self) -> Option<u64> {
+        Some(self.retired.load(Ordering::Relaxed))
+    }
+
+    fn memory_events(&self) -> Option<&dyn MemoryEvents> {
+        Some(&self.events)
+    }
+
+    fn stop_at(&self, instructions: Option<u64>) -> bool {
+        self.limit.store(instructions.unwrap_or(u64::MAX), Ordering::Relaxed);
+        true
+    }
+}
