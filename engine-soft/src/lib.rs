@@ -24,6 +24,7 @@ pub mod ram;
 pub mod rig;
 pub mod run;
 mod schedule;
+pub mod segment;
 pub mod shared;
 mod slow;
 mod state;
