@@ -21,6 +21,8 @@ pub enum Node {
     },
     /// A symbolic link.
     Link(String),
+    /// A character device, by major and minor number.
+    Device(u32, u32),
 }
 
 /// Files of a guest, by path without leading slash. Deterministic: the same files give the same archive.
@@ -102,12 +104,15 @@ impl Tree {
         for (ino, (path, node)) in self.nodes.iter().enumerate() {
             let ino = ino as u32 + 1;
             match node {
-                Node::Dir => entry(&mut out, ino, 0o040_755, 2, path, &[]),
-                Node::File { data, mode } => entry(&mut out, ino, 0o100_000 | mode & 0o7777, 1, path, data),
-                Node::Link(target) => entry(&mut out, ino, 0o120_777, 1, path, target.as_bytes()),
+                Node::Dir => entry(&mut out, ino, 0o040_755, (0, 0), path, &[]),
+                Node::File { data, mode } => {
+                    entry(&mut out, ino, 0o100_000 | mode & 0o7777, (0, 0), path, data)
+                }
+                Node::Link(target) => entry(&mut out, ino, 0o120_777, (0, 0), path, target.as_bytes()),
+                Node::Device(major, minor) => entry(&mut out, ino, 0o020_600, (*major, *minor), path, &[]),
             }
         }
-        entry(&mut out, 0, 0, 1, "TRAILER!!!", &[]);
+        entry(&mut out, 0, 0, (0, 0), "TRAILER!!!", &[]);
         out.resize(out.len().next_multiple_of(512), 0);
         out
     }
@@ -128,9 +133,10 @@ fn normal(path: &str) -> String {
     parts.join("/")
 }
 
-fn entry(out: &mut Vec<u8>, ino: u32, mode: u32, nlink: u32, name: &str, data: &[u8]) {
+fn entry(out: &mut Vec<u8>, ino: u32, mode: u32, device: (u32, u32), name: &str, data: &[u8]) {
     // Owner and times are root and the epoch, so that archives are equal wherever they are made.
-    let fields = [ino, mode, 0, 0, nlink, 0, data.len() as u32, 0, 0, 0, 0, name.len() as u32 + 1, 0];
+    let fields =
+        [ino, mode, 0, 0, 1, 0, data.len() as u32, 0, 0, device.0, device.1, name.len() as u32 + 1, 0];
     out.extend(b"070701");
     for field in fields {
         out.extend(format!("{field:08x}").bytes());

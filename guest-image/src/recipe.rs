@@ -176,12 +176,12 @@ impl Recipe {
     }
 }
 
-/// The known name nearest to `name`, when it is near at all.
+/// The known name nearest to `name`, when few letters differ.
 pub(crate) fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<String> {
     known
-        .map(|candidate| (strsim::jaro_winkler(name, candidate), candidate))
-        .filter(|(similarity, _)| *similarity > 0.7)
-        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|candidate| (strsim::damerau_levenshtein(name, candidate), candidate))
+        .filter(|(distance, candidate)| *distance <= candidate.len() / 3)
+        .min()
         .map(|(_, candidate)| candidate.to_owned())
 }
 

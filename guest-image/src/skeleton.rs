@@ -45,6 +45,9 @@ pub(crate) fn tree(agent: &[u8], hostname: &str) -> Tree {
     tree.file("etc/profile", 0o644, "export PATH=/usr/sbin:/usr/bin\nexport PS1='\\u@\\h:\\w\\$ '\n");
     tree.link("etc/mtab", "/proc/self/mounts");
     tree.file("init", 0o755, agent);
+    // Init starts with the console open, before it has mounted /dev.
+    tree.insert("dev/console", Node::Device(5, 1));
+    tree.insert("dev/null", Node::Device(1, 3));
     tree
 }
 

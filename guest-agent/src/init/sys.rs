@@ -153,8 +153,7 @@ pub fn make_raw(terminal: &File) -> io::Result<()> {
         let mut settings = std::mem::zeroed();
         check(libc::tcgetattr(terminal.as_raw_fd(), &mut settings))?;
         libc::cfmakeraw(&mut settings);
-        libc::cfsetspeed(&mut settings, libc::B115200);
-        settings.c_cflag |= libc::CLOCAL | libc::CREAD;
+        settings.c_cflag = settings.c_cflag & !libc::CBAUD | libc::B115200 | libc::CLOCAL | libc::CREAD;
         check(libc::tcsetattr(terminal.as_raw_fd(), libc::TCSANOW, &settings))?;
     }
     Ok(())
