@@ -141,8 +141,12 @@ impl Cpu {
     }
 
     /// Loads ES, SS, DS, FS or GS (`n` in encoding order) by MOV, POP and the like. The caller sets the interrupt shadow
-    /// for SS, and does not call this for CS.
-    pub fn load_segment(&mut self, n: usize, selector: u16) -> Step {
+    /// for SS. CS is #UD.
+    pub fn load_segment(&mut self, n: u8, selector: u16) -> Step {
+        let n = usize::from(n);
+        if n > SystemRegisters::GS || n == SystemRegisters::CS {
+            return self.ud();
+        }
         let segment = self.data_segment(n, selector)?;
         self.segments[n] = segment;
         self.mode_changed();
