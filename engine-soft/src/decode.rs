@@ -283,14 +283,11 @@ fn string(insn: &mut Insn, i: &Instruction, size: u8, bits: u32) {
 
 /// A register's number as [`Insn::r`] has it.
 fn number(register: Register) -> u8 {
-    let n = register.number() as u8;
     if !register.is_gpr8() {
-        return n;
+        return register.number() as u8;
     }
-    match register {
-        Register::AH | Register::CH | Register::DH | Register::BH => (n & 3) << 1 | 1,
-        _ => n << 1,
-    }
+    let high = matches!(register, Register::AH | Register::CH | Register::DH | Register::BH);
+    (register.full_register().number() as u8) << 1 | u8::from(high)
 }
 
 /// Operand size in bytes.

@@ -5,6 +5,7 @@
 
 pub mod control;
 pub mod fpu;
+pub mod integer;
 pub mod system;
 
 use iced_x86::Instruction;
@@ -13,7 +14,7 @@ use crate::insn::Exec;
 
 /// The function that executes an instruction.
 pub(crate) fn lookup(i: &Instruction) -> Option<Exec> {
-    control::lookup(i).or_else(|| fpu::lookup(i)).or_else(|| system::lookup(i))
+    integer::lookup(i).or_else(|| control::lookup(i)).or_else(|| fpu::lookup(i)).or_else(|| system::lookup(i))
 }
 
 /// The run loop has to look around after this instruction, for reasons that only its family knows.

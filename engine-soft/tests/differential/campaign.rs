@@ -35,8 +35,6 @@ pub struct Report {
     pub forms: usize,
     /// Cases.
     pub cases: u64,
-    /// Accepted forms of which no encoding could be drawn.
-    pub missed: Vec<Code>,
     /// First difference and number of differing cases, a form.
     pub failures: BTreeMap<String, (u64, String)>,
 }
@@ -204,9 +202,11 @@ fn near_scratch(i: &Instruction, state: &State) -> bool {
     })
 }
 
-/// Takes away what no instruction is about: RF of a fault's image, and the upper halves where there are none.
+/// Takes away what no instruction is about: RF of a fault's image, what the kernel puts behind the XMM registers, and the
+/// upper halves where there are none.
 fn canonical(mode: Mode, outcome: &mut Outcome) {
     outcome.state.rflags &= !0x1_0000;
+    outcome.state.fx[416..].fill(0);
     if mode != Mode::Long {
         outcome.state.gpr.iter_mut().for_each(|r| *r &= 0xFFFF_FFFF);
         outcome.state.gpr[8..].fill(0);

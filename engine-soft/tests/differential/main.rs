@@ -11,5 +11,7 @@
 mod campaign;
 mod draw;
 mod form;
+mod integer;
+mod interpreter;
 mod machine;
 mod native;
