@@ -91,7 +91,7 @@ pub struct RunArgs {
     pub append: Vec<String>,
     /// An NV-DIMM: FILE[,key=value...]. [up to 8]
     #[arg(long, value_name = "SPEC")]
-    pub nvdimm: Vec<String>,
+    pub nvdimm: Vec<vmm::nvdimm::DimmSpec>,
     /// A disk (virtio-blk): FILE[,ro]. [up to 6]
     #[arg(long, value_name = "FILE")]
     pub disk: Vec<String>,
@@ -102,7 +102,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=8))]
     pub cpus: u8,
     /// Guest memory.
-    #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = size)]
+    #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = vmm::nvdimm::size)]
     pub memory: u64,
     /// Decides all randomness of the run.
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -128,6 +128,9 @@ pub struct RunArgs {
     /// Print a summary of the run as JSON on standard error (or to --summary).
     #[arg(long)]
     pub json: bool,
+    /// Add a hash of the guest's memory at the end to the summary.
+    #[arg(long, requires = "json")]
+    pub hash: bool,
     /// Write the summary of --json to this file instead.
     #[arg(long, value_name = "FILE", requires = "json")]
     pub summary: Option<PathBuf>,
@@ -201,9 +204,12 @@ pub enum ImageCommand {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  nvsim dimm create d0.nvd --size 1G
-  nvsim dimm create a.nvd --size 1G --options mode=sector,domain=hint
-  nvsim dimm info d0.nvd --json")]
+  nvsim dimm create d0.nvd,size=1G
+  nvsim dimm create a.nvd,size=1G,mode=sector,domain=hint
+  nvsim dimm create a.nvd,size=1G,set=s b.nvd,size=1G,set=s      an interleave set of two
+  nvsim dimm info a.nvd b.nvd
+  nvsim dimm label a.nvd b.nvd                                   show the labels
+  nvsim dimm label d0.nvd --erase --namespace mode=fsdax,size=512M,name=db --namespace mode=sector")]
 pub struct DimmArgs {
     #[command(subcommand)]
     pub command: DimmCommand,
@@ -211,30 +217,38 @@ pub struct DimmArgs {
 
 #[derive(Debug, Subcommand)]
 pub enum DimmCommand {
-    /// Create a DIMM file with one namespace over all of it. Never replaces a file.
+    /// Create DIMM files, with one namespace over each set. Never replaces a file.
     Create {
-        /// The file; several make one interleave set.
-        #[arg(required = true)]
-        files: Vec<PathBuf>,
-        /// Size of each, a multiple of 2 MiB.
-        #[arg(long, value_name = "SIZE")]
-        size: String,
-        /// More of --nvdimm's keys: mode=..., domain=..., label-size=..., serial=...
-        #[arg(long, value_name = "KEY=VALUE,...")]
-        options: Option<String>,
-    },
-    /// Show a DIMM's identity, health, labels and namespaces.
-    Info {
-        /// The file.
-        file: PathBuf,
+        /// FILE,size=SIZE[,key=value...], as for `nvsim run --nvdimm`.
+        #[arg(required = true, value_name = "SPEC")]
+        specs: Vec<vmm::nvdimm::DimmSpec>,
         /// As JSON.
         #[arg(long)]
         json: bool,
     },
-    /// Show a DIMM's label area: index blocks and labels.
+    /// Show identity, health and namespaces.
+    Info {
+        /// The files; those of one interleave set together.
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show the label areas, or lay labels and namespaces down anew.
     Label {
-        /// The file.
-        file: PathBuf,
+        /// The files; those of one interleave set together.
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+        /// Lay this namespace down: mode=fsdax|devdax|sector|raw[,size=SIZE][,name=NAME][,key=value...].
+        #[arg(long, value_name = "SPEC", requires = "erase")]
+        namespace: Vec<String>,
+        /// Version of the labels to lay down: 1.2, 1.1 or none.
+        #[arg(long, value_name = "VERSION", requires = "namespace", default_value = "1.2")]
+        labels: String,
+        /// Lose what the DIMMs hold.
+        #[arg(long, requires = "namespace")]
+        erase: bool,
         /// As JSON.
         #[arg(long)]
         json: bool,
@@ -256,21 +270,6 @@ pub struct DoctorArgs {
     /// As JSON.
     #[arg(long)]
     pub json: bool,
-}
-
-/// A size with an optional binary suffix: `512M`, `1G`, `2GiB`, `4096`.
-pub fn size(text: &str) -> Result<u64, String> {
-    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
-    let shift = match text[digits.len()..].to_ascii_uppercase().trim_end_matches("IB").trim_end_matches('B') {
-        "" => 0,
-        "K" => 10,
-        "M" => 20,
-        "G" => 30,
-        "T" => 40,
-        _ => return Err(format!("'{text}' is no size; write for example 512M or 2G")),
-    };
-    let number: u64 = digits.parse().map_err(|_| format!("'{text}' is no size; write for example 512M or 2G"))?;
-    number.checked_mul(1 << shift).ok_or_else(|| format!("'{text}' is too large"))
 }
 
 /// A time: `90`, `90s`, `1.5s`, `5m`, `2h`.
@@ -295,15 +294,6 @@ mod tests {
     #[test]
     fn the_command_line_contradicts_itself_nowhere() {
         Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn sizes_have_binary_suffixes() {
-        assert_eq!(size("512M"), Ok(512 << 20));
-        assert_eq!(size("2GiB"), Ok(2 << 30));
-        assert_eq!(size("4096"), Ok(4096));
-        assert!(size("big").is_err());
-        assert!(size("99999999T").is_err());
     }
 
     #[test]

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use engine::GuestMemory;
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap, MmapRegion};
+use vm_memory::{
+    Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap, MemoryRegionAddress, MmapRegion,
+};
 
 use crate::layout::MemoryPlan;
 use crate::{Error, Result};
@@ -46,6 +48,28 @@ pub fn clear_ram(plan: &MemoryPlan, memory: &GuestMemory) -> Result<()> {
     Ok(())
 }
 
+/// BLAKE3 of all of the memory, region by region with its address: what two equal runs must agree on.
+#[must_use]
+pub fn hash(memory: &GuestMemory) -> String {
+    let mut hasher = blake3::Hasher::new();
+    let mut piece = vec![0; 1 << 20];
+    for region in memory.iter() {
+        hasher.update(&region.start_addr().0.to_le_bytes());
+        let mut done = 0;
+        while done < region.len() {
+            let wanted = piece.len().min((region.len() - done) as usize);
+            // Within the region by construction.
+            let read = region.read(&mut piece[..wanted], MemoryRegionAddress(done)).unwrap_or(0);
+            if read == 0 {
+                break;
+            }
+            hasher.update(&piece[..read]);
+            done += read as u64;
+        }
+    }
+    hasher.finalize().to_hex().to_string()
+}
+
 #[expect(unsafe_code, reason = "madvise has no safe form")]
 fn discard(mapping: &MmapRegion<()>) -> std::io::Result<()> {
     // SAFETY: the range is exactly one live private anonymous mapping of ours; Rust holds no references into it, as
@@ -56,8 +80,6 @@ fn discard(mapping: &MmapRegion<()>) -> std::io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use vm_memory::Bytes;
-
     use super::*;
     use crate::layout::{GIB, MIB};
 

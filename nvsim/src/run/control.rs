@@ -1,0 +1,91 @@
+//! The host's end of the control channel: what the agent tells goes where the user wants it.
+
+use std::io::Write;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use guest_agent::{Event, HostSession, Request, VERSION};
+use vmm::devices::SerialBackend;
+
+/// What the agent has told so far.
+#[derive(Debug, Clone, Default)]
+pub struct Told {
+    /// Kernel release, and microseconds of kernel time until the agent's first word.
+    pub hello: Option<(String, u64)>,
+    /// Microseconds of kernel time until the job started.
+    pub ready: Option<u64>,
+    /// Exit status of the job, as a shell reports it.
+    pub status: Option<u8>,
+    /// The agent in the guest speaks another version of the protocol.
+    pub foreign_agent: Option<u32>,
+    /// Standard output or standard error could not be written.
+    pub broken_output: bool,
+}
+
+/// The channel. Clones of `told` see what is told.
+#[derive(Debug)]
+pub struct Control {
+    session: HostSession,
+    told: Arc<Mutex<Told>>,
+    /// Called at the first hello: the boot's end for whoever measures.
+    notes: bool,
+}
+
+/// A view on what was told.
+#[derive(Debug, Clone, Default)]
+pub struct Report(Arc<Mutex<Told>>);
+
+impl Report {
+    /// What was told so far.
+    pub fn told(&self) -> Told {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Control {
+    /// A channel that will ask for `request`. With `notes` the agent's messages for the user appear on standard error.
+    pub fn new(request: &Request, report: &Report, notes: bool) -> Self {
+        Self { session: HostSession::new(request), told: Arc::clone(&report.0), notes }
+    }
+
+    fn told(&self) -> MutexGuard<'_, Told> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn hear(&mut self, event: Event) {
+        match event {
+            Event::Hello(hello) => {
+                let mut told = self.told();
+                if hello.version != VERSION {
+                    told.foreign_agent = Some(hello.version);
+                }
+                told.hello.get_or_insert((hello.kernel, hello.uptime));
+            }
+            Event::Ready(uptime) => self.told().ready = Some(uptime),
+            Event::Stdout(bytes) => self.pass_on(&mut std::io::stdout().lock(), &bytes),
+            Event::Stderr(bytes) => self.pass_on(&mut std::io::stderr().lock(), &bytes),
+            Event::Log(text) if self.notes => eprintln!("{}", text.trim_end()),
+            Event::Log(text) => tracing::info!("guest: {}", text.trim_end()),
+            Event::Exited(exited) => self.told().status = Some(exited.code()),
+        }
+    }
+
+    fn pass_on(&self, to: &mut dyn Write, bytes: &[u8]) {
+        if to.write_all(bytes).and_then(|()| to.flush()).is_err() {
+            self.told().broken_output = true;
+        }
+    }
+}
+
+impl SerialBackend for Control {
+    fn input(&mut self) -> Option<u8> {
+        self.session.to_guest()
+    }
+
+    fn output(&mut self, byte: u8) {
+        let mut event = self.session.on_guest_byte(byte);
+        while let Some(heard) = event {
+            self.hear(heard);
+            event = self.session.next_event();
+        }
+    }
+}

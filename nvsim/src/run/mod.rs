@@ -1,0 +1,93 @@
+//! `nvsim run`: boots a guest and stays until it powers off.
+
+mod console;
+mod control;
+mod plan;
+mod summary;
+mod terminal;
+mod verdict;
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use guest_agent::Job;
+use vmm::{Keyboard, Machine, Remote, StopReason, Wiring};
+
+use crate::cli::RunArgs;
+use console::Console;
+use control::{Control, Report};
+use plan::Plan;
+use summary::Summary;
+use terminal::{Input, Terminal};
+use verdict::Verdict;
+
+/// Runs a guest.
+pub fn run(args: RunArgs) -> Result<ExitCode> {
+    let started = Instant::now();
+    let job = plan::job(&args)?;
+    let remote = Remote::default();
+    let told = Report::default();
+    // Everything that can be refused is refused before the terminal changes.
+    let terminal = if job.is_none() { Terminal::take().context("Cannot use the terminal")? } else { None };
+    let interactive = job.is_none();
+    let request_job = job.unwrap_or_else(|| shell(terminal.as_ref()));
+    let plan = Plan::new(&args, request_job, interactive)?;
+
+    let console = match (&args.console, interactive) {
+        (Some(path), _) => Console::file(path)?,
+        (None, true) => Console::stdout(Keyboard::new(remote.clone())),
+        (None, false) => Console::nowhere(),
+    };
+    let keyboard = console.keyboard();
+    let wiring = Wiring {
+        console: Box::new(console),
+        control: Box::new(Control::new(&plan.request, &told, interactive)),
+        remote: remote.clone(),
+    };
+    let mut machine = Machine::new(plan.spec, wiring, plan.engine)?;
+    if let Some(keyboard) = keyboard {
+        listen(keyboard, &remote, terminal.is_some())?;
+    }
+    if let Some(limit) = args.timeout {
+        let remote = remote.clone();
+        std::thread::spawn(move || {
+            std::thread::sleep(limit.saturating_sub(started.elapsed()));
+            remote.stop(StopReason::Timeout);
+        });
+    }
+    let ready = Instant::now();
+    let report = machine.run();
+    drop(terminal);
+    let report = report?;
+
+    let told = told.told();
+    let verdict = Verdict::of(&report, &told, !interactive);
+    if let Some(message) = &verdict.message {
+        let style = crate::cli::ERROR;
+        anstream::eprintln!("{style}nvsim:{style:#} {message}");
+    }
+    if args.json {
+        let summary = Summary::new(&machine, &report, &told, &verdict, (ready - started, ready.elapsed()), args.hash);
+        summary.write(args.summary.as_deref())?;
+    }
+    Ok(ExitCode::from(verdict.code))
+}
+
+fn shell(terminal: Option<&Terminal>) -> Job {
+    let term = std::env::var("TERM").ok().filter(|_| terminal.is_some()).unwrap_or_else(|| "dumb".to_owned());
+    let (rows, columns) = terminal.and_then(Terminal::size).unwrap_or((0, 0));
+    Job::Shell { term, rows, columns }
+}
+
+/// Standard input becomes the keyboard. A pipe's end is Ctrl-D, so that a shell fed from it ends too.
+fn listen(keyboard: Keyboard, remote: &Remote, person: bool) -> Result<()> {
+    const CTRL_D: u8 = 4;
+    let remote = remote.clone();
+    terminal::listen(person, move |input| match input {
+        Input::Keys(bytes) => keyboard.press(&bytes),
+        Input::Stop => remote.stop(StopReason::Stopped),
+        Input::Closed => keyboard.press(&[CTRL_D]),
+    })
+    .context("Cannot read standard input")
+}
