@@ -84,6 +84,15 @@ impl Dimm {
         self.changes.state = true;
     }
 
+    /// Notes again what [`Dimm::take_changes`] gave, because it could not be written down.
+    pub fn put_back(&mut self, changes: Changes) {
+        self.changes.state |= changes.state;
+        if let Some(range) = changes.labels {
+            let seen = self.changes.labels.take().unwrap_or(range.clone());
+            self.changes.labels = Some(seen.start.min(range.start)..seen.end.max(range.end));
+        }
+    }
+
     /// What changed since the last call.
     pub fn take_changes(&mut self) -> Changes {
         std::mem::take(&mut self.changes)

@@ -15,6 +15,14 @@ pub struct Poison {
 }
 
 impl Poison {
+    /// Ranges that a DIMM can remember.
+    pub const MAX_RANGES: usize = 1024;
+
+    /// Whether another range could be remembered.
+    pub fn has_room(&self) -> bool {
+        self.ranges.len() < Self::MAX_RANGES
+    }
+
     /// Poisons every line that `range` touches.
     pub fn add(&mut self, range: Range<u64>) {
         let (mut start, mut end) = lines(&range);

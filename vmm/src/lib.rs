@@ -12,6 +12,7 @@ mod error;
 pub mod layout;
 mod machine;
 pub mod memory;
+pub mod nvdimm;
 mod outcome;
 mod remote;
 mod session;

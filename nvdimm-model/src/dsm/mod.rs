@@ -24,8 +24,13 @@ pub const NO_DEVICE: u32 = 2;
 pub const INVALID: u32 = 3;
 /// Status of the bus: invalid input.
 pub const ROOT_INVALID: u32 = 2;
+/// Status of the bus: no room for what was asked.
+pub const ROOT_NO_RESOURCES: u32 = 8;
+/// Status: the DIMM's own storage failed.
+pub const HARDWARE: u32 = 4;
 
-fn status(code: u32) -> Vec<u8> {
+/// An answer that is a status word alone.
+pub fn status(code: u32) -> Vec<u8> {
     code.to_le_bytes().to_vec()
 }
 

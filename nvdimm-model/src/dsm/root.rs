@@ -8,7 +8,7 @@ use std::ops::Range;
 use serde::{Deserialize, Serialize};
 use uuid::{Uuid, uuid};
 
-use super::{NO_DEVICE, ROOT_INVALID, SUCCESS, UNSUPPORTED, mask, status};
+use super::{NO_DEVICE, ROOT_INVALID, ROOT_NO_RESOURCES, SUCCESS, UNSUPPORTED, mask, status};
 use crate::geometry::LINE;
 use crate::interleave::InterleaveSet;
 use crate::{Dimm, Handle, le};
@@ -102,6 +102,11 @@ impl Bus {
     /// The DIMM of a handle.
     pub fn dimm_mut(&mut self, handle: Handle) -> Option<&mut Dimm> {
         self.dimms.iter_mut().find(|(h, _)| *h == handle).map(|(_, dimm)| dimm)
+    }
+
+    /// Forgets what was learnt since power came on.
+    pub fn reset(&mut self) {
+        self.scrub = None;
     }
 
     /// The regions.
@@ -265,6 +270,9 @@ fn translate(bus: &mut Bus, input: &[u8]) -> Vec<u8> {
 }
 
 fn inject(bus: &mut Bus, input: &[u8]) -> Vec<u8> {
+    if bus.dimms.iter().any(|(_, dimm)| !dimm.poison.has_room()) {
+        return status(ROOT_NO_RESOURCES);
+    }
     let done = bus.change_poison(&range_of(input), |dimm, dpa| dimm.poison.add(dpa));
     status(if done { SUCCESS } else { ROOT_INVALID })
 }

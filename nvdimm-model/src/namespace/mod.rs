@@ -69,6 +69,15 @@ pub enum Map {
     Dev,
 }
 
+impl std::fmt::Display for Map {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Mem => "mem",
+            Self::Dev => "dev",
+        })
+    }
+}
+
 /// A namespace that is asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NamespaceSpec {

@@ -51,20 +51,20 @@ impl Backing {
         if path.symlink_metadata().is_ok() {
             return Err(Error::Exists { path: path.to_owned() });
         }
-        let name = path.file_name().ok_or_else(|| {
-            Error::Io { doing: "create", path: path.to_owned(), source: ErrorKind::InvalidInput.into() }
+        let name = path.file_name().ok_or_else(|| Error::Io {
+            doing: "create",
+            path: path.to_owned(),
+            source: ErrorKind::InvalidInput.into(),
         })?;
         let mut hidden = std::ffi::OsString::from(".");
         hidden.push(name);
         hidden.push(format!(".{}.new", std::process::id()));
         let draft = path.with_file_name(hidden);
-        let file = options(true)
-            .create_new(true)
-            .mode(0o644)
-            .open(&draft)
-            .map_err(Error::io("create", &draft))?;
+        let file =
+            options(true).create_new(true).mode(0o644).open(&draft).map_err(Error::io("create", &draft))?;
         let _draft = Draft(&draft);
-        let backing = Self { path: path.to_owned(), file, hold: Hold::Exclusive, sequence: 1, record, labels };
+        let backing =
+            Self { path: path.to_owned(), file, hold: Hold::Exclusive, sequence: 1, record, labels };
         backing.lay_down(fill)?;
         match std::fs::hard_link(&draft, path) {
             Ok(()) => Ok(backing),
@@ -188,7 +188,8 @@ impl Backing {
 
     /// Writes into the label area; the range must lie within.
     pub fn write_labels(&mut self, offset: usize, bytes: &[u8]) -> Result<()> {
-        let Some(place) = offset.checked_add(bytes.len()).and_then(|end| self.labels.get_mut(offset..end)) else {
+        let Some(place) = offset.checked_add(bytes.len()).and_then(|end| self.labels.get_mut(offset..end))
+        else {
             return Err(self.io("write the labels of")(ErrorKind::InvalidInput.into()));
         };
         place.copy_from_slice(bytes);
@@ -223,7 +224,8 @@ impl Backing {
             return Err(self.io("write")(ErrorKind::ReadOnlyFilesystem.into()));
         }
         let at = slot % 2 * superblock::SIZE as u64;
-        let bytes = superblock::write(sequence, record).map_err(|what| self.io("write")(io::Error::other(what)))?;
+        let bytes =
+            superblock::write(sequence, record).map_err(|what| self.io("write")(io::Error::other(what)))?;
         self.file.write_all_at(&bytes, at).map_err(self.io("write"))
     }
 
@@ -270,15 +272,17 @@ fn newest(path: &Path, head: &[u8]) -> Result<(u64, Record)> {
     if let Some(found) = blocks.into_iter().flatten().max_by_key(|b| b.0) {
         return Ok(found);
     }
-    Err(match refusals.iter().find_map(|r| if let Refusal::Format(found) = r { Some(*found) } else { None }) {
-        Some(found) => Error::Version { path: path.to_owned(), found, known: superblock::FORMAT },
-        None => Error::Damaged {
-            path: path.to_owned(),
-            offset: 0,
-            what: format!("neither superblock is whole ({refusals:?})"),
-            remedy: "restore a copy; the data begin at 2 MiB, should you want to save them",
+    Err(
+        match refusals.iter().find_map(|r| if let Refusal::Format(found) = r { Some(*found) } else { None }) {
+            Some(found) => Error::Version { path: path.to_owned(), found, known: superblock::FORMAT },
+            None => Error::Damaged {
+                path: path.to_owned(),
+                offset: 0,
+                what: format!("neither superblock is whole ({refusals:?})"),
+                remedy: "restore a copy; the data begin at 2 MiB, should you want to save them",
+            },
         },
-    })
+    )
 }
 
 /// A guess at what a file is that is none of ours.

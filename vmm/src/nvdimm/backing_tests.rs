@@ -41,7 +41,10 @@ fn nothing_is_overwritten() {
     let refused = Backing::open(&plain, Hold::Exclusive).unwrap_err().to_string();
     assert!(refused.contains("is not an NV-DIMM of nvsim") && refused.contains("size=SIZE"), "{refused}");
     assert_eq!(std::fs::read(&plain).unwrap(), b"precious");
-    assert!(matches!(Backing::open(dir.path(), Hold::Shared), Err(Error::Foreign { looks: "a directory", .. })));
+    assert!(matches!(
+        Backing::open(dir.path(), Hold::Shared),
+        Err(Error::Foreign { looks: "a directory", .. })
+    ));
 }
 
 #[test]
@@ -115,7 +118,7 @@ fn a_second_run_is_told_who_has_the_file() {
         .spawn()
         .unwrap();
     let mut line = [0; 5];
-    std::io::Read::read_exact(other.stdout.as_mut().unwrap(), &mut line).unwrap();
+    io::Read::read_exact(other.stdout.as_mut().unwrap(), &mut line).unwrap();
     let refused = Backing::open(&path, Hold::Exclusive).unwrap_err();
     assert!(matches!(&refused, Error::Busy { holder, .. } if holder.contains("process")), "{refused}");
     assert!(matches!(Backing::open(&path, Hold::Shared), Err(Error::Busy { .. })));

@@ -25,9 +25,10 @@ pub fn take(file: &File, path: &Path, hold: Hold) -> Result<()> {
     };
     match host::flock(file, operation | libc::LOCK_NB) {
         Ok(()) => Ok(()),
-        Err(source) if source.kind() == io::ErrorKind::WouldBlock => {
-            Err(Error::Busy { path: path.to_owned(), holder: holder(file).unwrap_or("another process".to_owned()) })
-        }
+        Err(source) if source.kind() == io::ErrorKind::WouldBlock => Err(Error::Busy {
+            path: path.to_owned(),
+            holder: holder(file).unwrap_or("another process".to_owned()),
+        }),
         Err(source) => Err(Error::Io { doing: "lock", path: path.to_owned(), source }),
     }
 }
@@ -36,8 +37,7 @@ pub fn take(file: &File, path: &Path, hold: Hold) -> Result<()> {
 fn holder(file: &File) -> Option<String> {
     let meta = file.metadata().ok()?;
     let device = meta.dev();
-    let inode =
-        format!("{:02x}:{:02x}:{}", libc::major(device), libc::minor(device), meta.ino());
+    let inode = format!("{:02x}:{:02x}:{}", libc::major(device), libc::minor(device), meta.ino());
     let locks = std::fs::read_to_string("/proc/locks").ok()?;
     let pid: u32 = locks
         .lines()

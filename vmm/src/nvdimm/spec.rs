@@ -145,22 +145,26 @@ impl FromStr for DimmSpec {
         let wrong = |reason: String| Error::Spec { text: text.to_owned(), reason };
         let mut parts = text.split(',');
         let file = parts.next().unwrap_or_default();
-        if file.is_empty() || (file.contains('=') && KEYS.iter().any(|(key, _)| file.starts_with(&format!("{key}="))))
+        if file.is_empty()
+            || (file.contains('=') && KEYS.iter().any(|(key, _)| file.starts_with(&format!("{key}="))))
         {
             return Err(wrong("a file name comes first: FILE[,key=value...]".to_owned()));
         }
         let mut spec = Self::of(Path::new(file));
         let mut seen: Vec<&str> = Vec::new();
         for part in parts {
-            let (key, value) =
-                part.split_once('=').ok_or_else(|| wrong(format!("{part:?} is not of the form key=value")))?;
+            let (key, value) = part
+                .split_once('=')
+                .ok_or_else(|| wrong(format!("{part:?} is not of the form key=value")))?;
             if seen.contains(&key) {
                 return Err(wrong(format!("{key} is given twice")));
             }
             if value.is_empty() {
                 return Err(wrong(format!("{key} has no value")));
             }
-            spec.set_key(key, value).map_err(|reason| wrong(format!("{key}: {reason}").replace(&format!("{key}: unknown key"), "unknown key")))?;
+            spec.set_key(key, value).map_err(|reason| {
+                wrong(format!("{key}: {reason}").replace(&format!("{key}: unknown key"), "unknown key"))
+            })?;
             seen.push(key);
         }
         Ok(spec)
@@ -170,7 +174,8 @@ impl FromStr for DimmSpec {
 /// Parses a number of bytes: decimal or 0x, with an optional K, M, G or T (powers of 1024).
 pub fn size(text: &str) -> std::result::Result<u64, String> {
     let upper = text.to_ascii_uppercase();
-    let trimmed = upper.strip_suffix("IB").or_else(|| upper.strip_suffix('B')).filter(|_| !upper.starts_with("0X"));
+    let trimmed =
+        upper.strip_suffix("IB").or_else(|| upper.strip_suffix('B')).filter(|_| !upper.starts_with("0X"));
     let body = trimmed.unwrap_or(&upper);
     let (digits, shift) = match body.as_bytes().last() {
         Some(b'K') => (&body[..body.len() - 1], 10),
@@ -204,7 +209,8 @@ fn switch(text: &str) -> std::result::Result<bool, String> {
     }
 }
 
-fn label_version(text: &str) -> std::result::Result<Option<LabelVersion>, String> {
+/// Parses a version of labels: 1.2, 1.1, or none.
+pub fn label_version(text: &str) -> std::result::Result<Option<LabelVersion>, String> {
     match text {
         "1.2" => Ok(Some(LabelVersion::V1_2)),
         "1.1" => Ok(Some(LabelVersion::V1_1)),
@@ -216,7 +222,9 @@ fn label_version(text: &str) -> std::result::Result<Option<LabelVersion>, String
 fn unknown_key(key: &str) -> String {
     let nearest = KEYS.iter().map(|(known, _)| (strsim::damerau_levenshtein(known, key), *known)).min();
     match nearest {
-        Some((distance, known)) if distance <= 1 + key.len() / 3 => format!("unknown key {key:?}; did you mean {known:?}?"),
+        Some((distance, known)) if distance <= 1 + key.len() / 3 => {
+            format!("unknown key {key:?}; did you mean {known:?}?")
+        }
         _ => {
             let all: Vec<_> = KEYS.iter().map(|(known, _)| *known).collect();
             format!("unknown key {key:?}; the keys are {}", all.join(", "))
@@ -243,7 +251,10 @@ mod tests {
         assert_eq!(spec.path, Path::new("/tmp/a b.dimm"));
         assert_eq!((spec.size, spec.label_size), (Some(1 << 30), Some(128 << 10)));
         assert_eq!(spec.labels, Some(Some(LabelVersion::V1_1)));
-        assert_eq!((spec.domain, spec.kept, spec.hints), (Some(Domain::Eadr), Some(Domain::Adr), Some(false)));
+        assert_eq!(
+            (spec.domain, spec.kept, spec.hints),
+            (Some(Domain::Eadr), Some(Domain::Adr), Some(false))
+        );
         assert_eq!((spec.serial, spec.vendor, spec.device), (Some(16), Some(0x8680), Some(7)));
         assert_eq!((spec.mode, spec.map, spec.align), (Some(Mode::Devdax), Some(Map::Dev), Some(4096)));
         for (key, _) in KEYS {
@@ -253,9 +264,14 @@ mod tests {
 
     #[test]
     fn sizes() {
-        for (text, bytes) in
-            [("1G", 1 << 30), ("512m", 512 << 20), ("128KiB", 128 << 10), ("0x1000", 4096), ("2T", 2 << 40), ("7", 7)]
-        {
+        for (text, bytes) in [
+            ("1G", 1 << 30),
+            ("512m", 512 << 20),
+            ("128KiB", 128 << 10),
+            ("0x1000", 4096),
+            ("2T", 2 << 40),
+            ("7", 7),
+        ] {
             assert_eq!(size(text), Ok(bytes), "{text}");
         }
         for text in ["", "G", "1X", "-1", "1.5G", "99999999999T", "0xG", "é"] {
@@ -272,7 +288,10 @@ mod tests {
         assert_eq!(reason("f,size=1G,size=2G"), "size is given twice");
         assert_eq!(reason("f,size="), "size has no value");
         assert_eq!(reason("f,domain=adrr"), "domain: unknown domain \"adrr\": choose eadr, adr or hint");
-        assert_eq!(reason("f,serial=0x100000000"), "serial: \"0x100000000\" is not a number from 0 to 0xffffffff");
+        assert_eq!(
+            reason("f,serial=0x100000000"),
+            "serial: \"0x100000000\" is not a number from 0 to 0xffffffff"
+        );
         assert_eq!(reason("size=1G"), "a file name comes first: FILE[,key=value...]");
         assert_eq!(reason(""), "a file name comes first: FILE[,key=value...]");
     }
