@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 
 use guest_agent::{Fs, Pmem};
 
+use super::job::ENVIRONMENT;
 use super::sys;
 
 /// As much of a device is read to tell what is on it: past the superblocks of all that keeps one near the front.
@@ -145,7 +146,9 @@ fn size_of(device: &str) -> u64 {
 }
 
 fn run(words: &[String]) -> io::Result<()> {
-    let output = Command::new(&words[0]).args(&words[1..]).stdin(Stdio::null()).output();
+    let mut command = Command::new(&words[0]);
+    command.args(&words[1..]).env_clear().envs(ENVIRONMENT).stdin(Stdio::null());
+    let output = command.output();
     let output = output.map_err(|e| io::Error::new(e.kind(), format!("cannot run {}: {e}", words[0])))?;
     if output.status.success() {
         return Ok(());
