@@ -19,7 +19,9 @@ pub(crate) struct Events {
 impl Events {
     /// Before a run: takes what is wanted over. `true` if that changed anything.
     pub(crate) fn adopt(&self, shared: &mut Shared) -> bool {
-        let Some(watch) = self.wanted.lock().unwrap_or_else(PoisonError::into_inner).take() else { return false };
+        let Some(watch) = self.wanted.lock().unwrap_or_else(PoisonError::into_inner).take() else {
+            return false;
+        };
         shared.watch = watch;
         true
     }

@@ -51,7 +51,9 @@ fn memory_types(value: u64, uncached_minus: bool) -> bool {
 fn plain(index: u32, value: u64, old: u64) -> Option<bool> {
     Some(match index {
         msr::STAR => true,
-        msr::LSTAR | msr::CSTAR | msr::KERNEL_GS_BASE | msr::SYSENTER_ESP | msr::SYSENTER_EIP => canonical(value),
+        msr::LSTAR | msr::CSTAR | msr::KERNEL_GS_BASE | msr::SYSENTER_ESP | msr::SYSENTER_EIP => {
+            canonical(value)
+        }
         msr::FMASK | msr::TSC_AUX | msr::SYSENTER_CS => value >> 32 == 0,
         msr::PAT => memory_types(value, true),
         msr::MISC_ENABLE => (value ^ old) & !MISC_ENABLE_WRITABLE == 0,
@@ -130,8 +132,7 @@ impl Cpu {
                 if !canonical(value) {
                     return self.gp();
                 }
-                let segment =
-                    if index == msr::FS_BASE { SystemRegisters::FS } else { SystemRegisters::GS };
+                let segment = if index == msr::FS_BASE { SystemRegisters::FS } else { SystemRegisters::GS };
                 self.set_segment_base(segment, value);
             }
             0x800..0x900 => {

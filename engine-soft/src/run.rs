@@ -48,6 +48,8 @@ pub(crate) struct Progress {
     remaining: u64,
     /// What `remaining` was at the begin of the run.
     budget: u64,
+    /// Instructions at the end of the block being executed that the budget does not cover.
+    unpaid: u64,
     /// The block being executed.
     current: Option<BlockRef>,
     /// RIP at its begin.
@@ -77,6 +79,7 @@ impl Default for Progress {
         Self {
             remaining: 0,
             budget: 0,
+            unpaid: 0,
             current: None,
             entry: 0,
             stepping: false,
@@ -176,6 +179,7 @@ impl Cpu {
     /// RIP of the current instruction, and the instructions retired before it.
     pub(crate) fn place(&self) -> (u64, u64) {
         let begun = self.shared.retired + self.progress.budget - self.progress.remaining;
+        let unpaid = self.progress.unpaid;
         let next = self.gpr[RIP_SLOT];
         let Some(block) = self.progress.current else { return (next, begun) };
         // SAFETY: the current block is not freed before the run loop has left it.
@@ -184,11 +188,11 @@ impl Cpu {
         for (n, insn) in block.insns.iter().enumerate() {
             let after = rip.wrapping_add(u64::from(insn.len));
             if after == next {
-                return (rip, begun - (block.insns.len() - n) as u64);
+                return (rip, begun + unpaid - (block.insns.len() - n) as u64);
             }
             rip = after;
         }
-        (self.progress.entry, begun - block.insns.len() as u64)
+        (self.progress.entry, begun + unpaid - block.insns.len() as u64)
     }
 
     fn run_on(&mut self) -> Stop {
@@ -258,7 +262,7 @@ impl Cpu {
             };
             // SAFETY: the jump cache and `find` give blocks that live at least until the run loop clears them.
             let block: &Block = unsafe { &*block.as_ptr() };
-            let mut count = u64::from(block.count());
+            let count = u64::from(block.count());
             if self.progress.remaining < count {
                 if block.is_dead() {
                     self.progress.jumps[jump_index(rip)].tag = NO_JUMP;
@@ -267,7 +271,11 @@ impl Cpu {
                 if self.progress.remaining == 0 {
                     return Left::Look;
                 }
-                count = self.progress.remaining;
+                let affordable = self.progress.remaining;
+                self.progress.unpaid = count - affordable;
+                let partly = self.execute(block, rip, affordable);
+                self.progress.unpaid = 0;
+                return partly.err().unwrap_or(Left::Look);
             }
             if let Err(left) = self.execute(block, rip, count) {
                 return left;

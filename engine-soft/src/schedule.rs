@@ -146,9 +146,10 @@ impl Turns {
     fn hand_over(&mut self, to: usize) {
         if to != self.current {
             let [from, to] = {
-                let [a, b] = self.cpus.get_disjoint_mut([self.current, to]).unwrap_or_else(|_| {
-                    unreachable!("two different vCPUs of this partition")
-                });
+                let [a, b] = self
+                    .cpus
+                    .get_disjoint_mut([self.current, to])
+                    .unwrap_or_else(|_| unreachable!("two different vCPUs of this partition"));
                 [a, b]
             };
             std::mem::swap(&mut from.shared, &mut to.shared);

@@ -95,7 +95,12 @@ impl Cpu {
         check(state)?;
         let CpuState { registers, system, msrs, .. } = state;
         let lapic = Lapic::load(self.id, &state.lapic, system.apic_base, msrs.tsc_deadline, msrs.tsc)?;
-        demand!(lapic.cr8() == system.cr8, "CR8 {:#x} is not the local APIC's {:#x}", system.cr8, lapic.cr8());
+        demand!(
+            lapic.cr8() == system.cr8,
+            "CR8 {:#x} is not the local APIC's {:#x}",
+            system.cr8,
+            lapic.cr8()
+        );
         self.lapic = lapic;
         self.tsc_offset = 0;
         self.tsc_offset = msrs.tsc.wrapping_sub(self.tsc());

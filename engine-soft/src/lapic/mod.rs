@@ -93,6 +93,8 @@ pub struct Lapic {
     timer: Timer,
     /// Errors since the error status register was last written.
     errors: u32,
+    /// The interrupt that would be taken now: kept at hand, since it is asked for all the time.
+    pending: Option<u8>,
 }
 
 impl Lapic {
@@ -101,7 +103,7 @@ impl Lapic {
     pub fn new(id: VcpuId) -> Self {
         let bootstrap = if id == 0 { base::BOOTSTRAP } else { 0 };
         let base = 0xFEE0_0000 | base::ENABLE | bootstrap;
-        Self { id, base, page: Page::reset(id), timer: Timer::RESET, errors: 0 }
+        Self { id, base, page: Page::reset(id), timer: Timer::RESET, errors: 0, pending: None }
     }
 
     /// As INIT leaves it: all but its mode and address as after power-up.
@@ -195,12 +197,16 @@ impl Lapic {
     }
 
     /// The interrupt that would be taken now.
+    #[inline]
     #[must_use]
-    pub fn pending(&self) -> Option<u8> {
-        if !self.enabled() {
-            return None;
-        }
-        self.highest(at::IRR).filter(|vector| vector >> 4 > self.processor_priority() >> 4)
+    pub const fn pending(&self) -> Option<u8> {
+        self.pending
+    }
+
+    /// To be called when requests, services, priorities or the mode have changed.
+    fn reconsider(&mut self) {
+        let requested = if self.enabled() { self.highest(at::IRR) } else { None };
+        self.pending = requested.filter(|vector| vector >> 4 > self.processor_priority() >> 4);
     }
 
     /// Takes the pending interrupt into service.
@@ -208,6 +214,7 @@ impl Lapic {
         let vector = self.pending()?;
         self.set_bit(at::IRR, vector, false);
         self.set_bit(at::ISR, vector, true);
+        self.reconsider();
         Some(vector)
     }
 
@@ -222,6 +229,7 @@ impl Lapic {
         }
         self.set_bit(at::IRR, vector, true);
         self.set_bit(at::TMR, vector, level);
+        self.reconsider();
     }
 
     fn err(&mut self, bit: u32) {
@@ -285,6 +293,7 @@ impl Lapic {
     /// Writes CR8; the caller has checked that it is below 16.
     pub fn set_cr8(&mut self, class: u64) {
         self.page.set(at::TPR, (class as u32 & 15) << 4);
+        self.reconsider();
     }
 
     /// Register at an offset; `None` where there is none.
@@ -311,6 +320,7 @@ impl Lapic {
             at::EOI => {
                 if let Some(vector) = self.highest(at::ISR) {
                     self.set_bit(at::ISR, vector, false);
+                    self.reconsider();
                 }
             }
             at::ESR => {
@@ -335,7 +345,11 @@ impl Lapic {
             at::THERMAL..=at::ERROR => self.page.set(offset, value | self.forced_mask()),
             at::INITIAL => self.timer.set_initial(value, tsc),
             at::DIVIDE => self.timer.set_divide(value, tsc),
-            at::TPR | at::LDR | at::ICR_HIGH => self.page.set(offset, value),
+            at::TPR => {
+                self.page.set(at::TPR, value);
+                self.reconsider();
+            }
+            at::LDR | at::ICR_HIGH => self.page.set(offset, value),
             at::SELF_IPI => return Some(self.checked(Message::to_self(value as u8))),
             _ => return None,
         }
@@ -491,6 +505,7 @@ impl Lapic {
             lapic.page.set(moved, Page::reset(id).get(moved));
         }
         lapic.adopt_mode();
+        lapic.reconsider();
         Ok(lapic)
     }
 }

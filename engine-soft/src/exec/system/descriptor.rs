@@ -112,7 +112,8 @@ impl Cpu {
     fn descriptor_address(&self, selector: u16, size: u64) -> Option<u64> {
         let (base, limit) = if selector & 4 == 0 {
             (self.gdt.base, u64::from(self.gdt.limit))
-        } else if self.ldt.attributes & Segment::UNUSABLE == 0 && self.ldt.attributes & Segment::PRESENT != 0 {
+        } else if self.ldt.attributes & Segment::UNUSABLE == 0 && self.ldt.attributes & Segment::PRESENT != 0
+        {
             (self.ldt.base, u64::from(self.ldt.limit))
         } else {
             return None;
@@ -240,7 +241,8 @@ fn ltr<const MEMORY: bool>(cpu: &mut Cpu, insn: &Insn) -> Step {
     if selector & !3 == 0 {
         return cpu.gp();
     }
-    let available: fn(u32) -> bool = if cpu.long_active() { |kind| kind == 9 } else { |kind| matches!(kind, 1 | 9) };
+    let available: fn(u32) -> bool =
+        if cpu.long_active() { |kind| kind == 9 } else { |kind| matches!(kind, 1 | 9) };
     let (at, descriptor, base) = cpu.system_descriptor(selector, available)?;
     let busy = Descriptor(descriptor.0 | Descriptor::BUSY);
     cpu.store_system(at, busy.0)?;
