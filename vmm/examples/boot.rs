@@ -1,4 +1,4 @@
-//! Boots a kernel with its console on stdout: `boot KERNEL INITRD COMMAND-LINE [ENGINE]`. The least that a user of this
+//! Boots a kernel with its console on stdout: `boot KERNEL INITRD COMMAND-LINE [ENGINE [NVDIMM...]]`. The least that a user of this
 //! crate has to write.
 
 use std::io::Write;
@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use vmm::boot::{BootSpec, Kernel};
 use vmm::devices::{SerialBackend, Unconnected};
+use vmm::nvdimm::{DimmSpec, Entropy, OpenDimms};
 use vmm::{EngineChoice, Machine, MachineSpec, Remote, Wiring};
 
 /// The console's output.
@@ -29,10 +30,11 @@ impl SerialBackend for Stdout {
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().collect();
     let [_, kernel, initrd, line, rest @ ..] = arguments.as_slice() else {
-        eprintln!("usage: boot KERNEL INITRD COMMAND-LINE [auto|soft|interp|kvm]");
+        eprintln!("usage: boot KERNEL INITRD COMMAND-LINE [auto|soft|interp|kvm [FILE[,key=value...]...]]");
         return ExitCode::from(2);
     };
-    match boot(kernel, initrd, line, rest.first().map_or("auto", String::as_str)) {
+    let (engine, dimms) = rest.split_first().map_or(("auto", rest), |(name, dimms)| (name.as_str(), dimms));
+    match boot(kernel, initrd, line, engine, dimms) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let causes = std::iter::successors(error.source(), |cause| cause.source());
@@ -42,7 +44,14 @@ fn main() -> ExitCode {
     }
 }
 
-fn boot(kernel: &str, initrd: &str, line: &str, engine: &str) -> Result<(), Box<dyn std::error::Error>> {
+fn boot(
+    kernel: &str,
+    initrd: &str,
+    line: &str,
+    engine: &str,
+    dimms: &[String],
+) -> Result<(), Box<dyn std::error::Error>> {
+    let dimms = dimms.iter().map(|text| text.parse()).collect::<Result<Vec<DimmSpec>, _>>()?;
     let spec = MachineSpec {
         vcpus: 1,
         ram: 1 << 30,
@@ -56,8 +65,12 @@ fn boot(kernel: &str, initrd: &str, line: &str, engine: &str) -> Result<(), Box<
         interactive: false,
         stop_at: None,
     };
-    let wiring =
-        Wiring { console: Box::new(Stdout), control: Box::new(Unconnected), remote: Remote::default() };
+    let wiring = Wiring {
+        console: Box::new(Stdout),
+        control: Box::new(Unconnected),
+        dimms: OpenDimms::open(&dimms, &Entropy::from_seed(0))?,
+        remote: Remote::default(),
+    };
     let chosen = vmm::open_engine(engine.parse::<EngineChoice>()?)?;
     eprintln!("engine: {} ({})", chosen.engine.name(), chosen.reason);
     let started = Instant::now();

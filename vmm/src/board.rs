@@ -1,7 +1,7 @@
 //! The board: every device in its place, and the paths between them and the processors.
 
 use acpi_tables::Aml;
-use engine::Msi;
+use engine::{GuestMemory, Msi};
 use serde::{Deserialize, Serialize};
 
 use crate::Result;
@@ -10,9 +10,13 @@ use crate::devices::{
     SerialPlace, SerialState, Snapshot, Wires, all_ones,
 };
 use crate::layout::{self, port};
+use crate::nvdimm::Nvdimms;
 
 /// What the system control port B shows: the output of the speaker's timer, which some calibration loops wait for.
 const SYSTEM_CONTROL_B: u64 = 0x20;
+
+const FLUSH_HINTS_START: u64 = layout::FLUSH_HINTS;
+const FLUSH_HINTS_LAST: u64 = layout::FLUSH_HINTS + layout::DIMMS as u64 * layout::FLUSH_HINT_STRIDE - 1;
 
 /// What a board is built from.
 pub struct BoardSpec {
@@ -22,6 +26,10 @@ pub struct BoardSpec {
     pub control: Box<dyn SerialBackend>,
     /// Seconds since 1970 that the clock shows at power-on.
     pub wall_clock: u64,
+    /// The NV-DIMMs in their places.
+    pub nvdimms: Nvdimms,
+    /// The guest's memory, for devices that reach into it.
+    pub memory: GuestMemory,
 }
 
 impl std::fmt::Debug for BoardSpec {
@@ -41,6 +49,8 @@ pub struct Board {
     pm_timer: PmTimer,
     rtc: Rtc,
     doorbell: Doorbell,
+    nvdimms: Nvdimms,
+    memory: GuestMemory,
     wall_clock: u64,
 }
 
@@ -70,6 +80,8 @@ impl Board {
             pm_timer: PmTimer,
             rtc: Rtc::new(spec.wall_clock),
             doorbell: Doorbell,
+            nvdimms: spec.nvdimms,
+            memory: spec.memory,
             wall_clock: spec.wall_clock,
             wires,
         }
@@ -82,6 +94,18 @@ impl Board {
         self.console.reset();
         self.control.reset();
         self.rtc = Rtc::new(self.wall_clock);
+        self.nvdimms.reset();
+    }
+
+    /// The NV-DIMMs.
+    #[must_use]
+    pub fn nvdimms(&self) -> &Nvdimms {
+        &self.nvdimms
+    }
+
+    /// The NV-DIMMs, to switch their power.
+    pub fn nvdimms_mut(&mut self) -> &mut Nvdimms {
+        &mut self.nvdimms
     }
 
     /// The device behind an I/O port and the offset in it.
@@ -117,16 +141,38 @@ impl Board {
 
     /// OUT.
     pub fn write_port(&mut self, port: u16, size: u8, value: u64, now: u64) -> Action {
+        if port == port::DSM_DOORBELL {
+            self.ring_mailbox(size);
+            return Action::None;
+        }
         self.at_port(port).map_or(Action::None, |(device, offset)| device.write(offset, size, value, now))
+    }
+
+    /// The guest's AML has put a call into the NV-DIMMs' mailbox.
+    fn ring_mailbox(&mut self, size: u8) {
+        if size != 4 {
+            return;
+        }
+        match self.nvdimms.ring(&self.memory) {
+            Ok(call) => tracing::debug!(handle = ?call.handle, function = call.function, "a DSM call"),
+            Err(error) => tracing::error!(%error, "the NV-DIMMs' mailbox is not in guest memory"),
+        }
     }
 
     /// A load from where there is no memory.
     pub fn read_memory(&mut self, address: u64, size: u8, now: u64) -> u64 {
+        if let FLUSH_HINTS_START..=FLUSH_HINTS_LAST = address {
+            return self.nvdimms.hints().read(address - layout::FLUSH_HINTS, size);
+        }
         self.at_address(address).map_or(all_ones(size), |(device, offset)| device.read(offset, size, now))
     }
 
     /// A store to where there is no memory.
     pub fn write_memory(&mut self, address: u64, size: u8, value: u64, now: u64) -> Action {
+        if let FLUSH_HINTS_START..=FLUSH_HINTS_LAST = address {
+            self.nvdimms.write_hint(address - layout::FLUSH_HINTS, size);
+            return Action::None;
+        }
         self.at_address(address)
             .map_or(Action::None, |(device, offset)| device.write(offset, size, value, now))
     }
@@ -150,7 +196,21 @@ impl Board {
     /// AML for `\_SB`.
     #[must_use]
     pub fn system_bus_aml(&self) -> Vec<u8> {
-        print(&[&self.console, &self.control, &self.rtc])
+        let mut aml = print(&[&self.console, &self.control, &self.rtc]);
+        if self.has_nvdimms() {
+            aml.extend(self.nvdimms.aml());
+        }
+        aml
+    }
+
+    /// Finished ACPI tables that the devices bring.
+    #[must_use]
+    pub fn tables(&self) -> Vec<Vec<u8>> {
+        self.has_nvdimms().then(|| self.nvdimms.nfit()).into_iter().collect()
+    }
+
+    fn has_nvdimms(&self) -> bool {
+        !self.nvdimms.plan().dimms.is_empty()
     }
 }
 
@@ -184,10 +244,19 @@ impl Snapshot for Board {
 mod tests {
     use super::*;
     use crate::devices::Unconnected;
+    use crate::layout::{MIB, MemoryPlan};
+    use crate::nvdimm::{Entropy, OpenDimms};
 
     fn board() -> Board {
+        let dir = tempfile::tempdir().unwrap();
+        let specs =
+            ["a", "b"].map(|name| format!("{}/{name},size=32M", dir.path().display()).parse().unwrap());
+        let dimms = OpenDimms::open(&specs, &Entropy::from_seed(0)).unwrap();
+        let plan = MemoryPlan::new(64 * MIB, &dimms.region_sizes()).unwrap();
+        let nvdimms = dimms.place(plan.persistent()).unwrap();
+        let memory = crate::memory::map(&plan, nvdimms.memory()).unwrap();
         let (console, control) = (Box::new(Unconnected), Box::new(Unconnected));
-        Board::new(BoardSpec { console, control, wall_clock: 0 })
+        Board::new(BoardSpec { console, control, wall_clock: 0, nvdimms, memory })
     }
 
     #[test]
@@ -225,6 +294,29 @@ mod tests {
             board.write_memory(address, 8, u64::MAX, 0);
             board.read_memory(address, 8, 0);
         }
+    }
+
+    #[test]
+    fn flush_hints_and_the_mailbox_are_reached() {
+        use vm_memory::{Bytes, GuestAddress};
+        let mut board = board();
+        board.write_memory(layout::FLUSH_HINTS + layout::FLUSH_HINT_STRIDE + 8, 8, 1, 0);
+        assert_eq!([0, 1].map(|dimm| board.nvdimms().hints().count(dimm)), [0, 1]);
+        // Function 0 of the bus, revision 1: which functions are there.
+        let page = GuestAddress(layout::DSM_MAILBOX.start);
+        board.memory.write_obj([0_u32, 1, 0, 0], page).unwrap();
+        board.write_port(port::DSM_DOORBELL, 1, 0, 0);
+        assert_eq!(board.memory.read_obj::<u32>(page).unwrap(), 0, "rung with the wrong width");
+        board.write_port(port::DSM_DOORBELL, 4, 0, 0);
+        let [length, mask]: [u32; 2] = board.memory.read_obj(page).unwrap();
+        assert!((1..=8).contains(&length) && mask & 1 == 1, "{length} bytes, {mask:#x}");
+    }
+
+    #[test]
+    fn the_guest_is_told_of_its_nv_dimms() {
+        let board = board();
+        assert!(board.tables()[0].starts_with(b"NFIT"));
+        assert!(board.system_bus_aml().windows(8).any(|part| part == b"ACPI0012"));
     }
 
     crate::devices::law::snapshot_law!(law, board(), |board: &mut Board| {

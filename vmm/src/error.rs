@@ -108,6 +108,9 @@ pub enum Error {
         /// What contradicts itself.
         reason: String,
     },
+    /// The NV-DIMMs cannot be used.
+    #[error(transparent)]
+    Nvdimm(#[from] crate::nvdimm::Error),
     /// The engine failed.
     #[error(transparent)]
     Engine(#[from] engine::Error),

@@ -5,18 +5,19 @@ use std::fmt::Debug;
 
 use engine::cpuid::CpuidTable;
 use engine::{Engine, GuestMemory, PartitionSpec};
+use vm_memory::{Bytes, GuestAddress};
 
 use crate::acpi::{self, AcpiSpec};
 use crate::board::{Board, BoardSpec};
 use crate::boot::{self, BootSpec};
 use crate::devices::SerialBackend;
 use crate::layout::{ACPI_TABLES, MemoryPlan};
+use crate::nvdimm::{Nvdimms, OpenDimms};
 use crate::outcome::{Outcome, Report, Statistics};
 use crate::remote::Remote;
 use crate::session::{End, Session};
 use crate::transcript::Transcript;
 use crate::{Error, Result, memory};
-use vm_memory::{Bytes, GuestAddress};
 
 /// The TSC frequency that is asked of an engine that may choose: a cycle a nanosecond.
 const PREFERRED_TSC_KHZ: u32 = 1_000_000;
@@ -51,13 +52,18 @@ pub struct Wiring {
     pub console: Box<dyn SerialBackend>,
     /// The host's end of the control channel, COM2.
     pub control: Box<dyn SerialBackend>,
+    /// The NV-DIMMs.
+    pub dimms: OpenDimms,
     /// The remote control that shall work for this machine.
     pub remote: Remote,
 }
 
 impl Debug for Wiring {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Wiring").field("remote", &self.remote).finish_non_exhaustive()
+        f.debug_struct("Wiring")
+            .field("dimms", &self.dimms)
+            .field("remote", &self.remote)
+            .finish_non_exhaustive()
     }
 }
 
@@ -82,13 +88,16 @@ impl Machine {
         if !(1..=8).contains(&spec.vcpus) {
             return Err(Error::Vcpus(spec.vcpus));
         }
-        let plan = MemoryPlan::new(spec.ram, &[])?;
-        let memory = memory::map(&plan, &[])?;
+        let plan = MemoryPlan::new(spec.ram, &wiring.dimms.region_sizes())?;
+        let nvdimms = wiring.dimms.place(plan.persistent())?;
+        let memory = memory::map(&plan, nvdimms.memory())?;
         let transcript = Transcript::default();
         let board = Board::new(BoardSpec {
             console: transcript.before(wiring.console, wiring.remote.clone()),
             control: wiring.control,
             wall_clock: spec.wall_clock,
+            nvdimms,
+            memory: memory.clone(),
         });
         Ok(Self { spec, plan, memory, board, engine, remote: wiring.remote, transcript })
     }
@@ -97,6 +106,18 @@ impl Machine {
     #[must_use]
     pub fn memory(&self) -> &GuestMemory {
         &self.memory
+    }
+
+    /// BLAKE3 of the guest's memory, DIMMs included.
+    #[must_use]
+    pub fn memory_hash(&self) -> String {
+        memory::hash(&self.memory)
+    }
+
+    /// The NV-DIMMs.
+    #[must_use]
+    pub fn nvdimms(&self) -> &Nvdimms {
+        self.board.nvdimms()
     }
 
     /// The engine that runs it.
@@ -111,6 +132,14 @@ impl Machine {
     /// # Errors
     /// The host or the engine failed; a guest's failure is an [`Outcome`].
     pub fn run(&mut self) -> Result<Report> {
+        self.board.nvdimms_mut().power_on()?;
+        let report = self.run_to_the_end();
+        // However the run ends, the host closes the DIMMs' files in order: that is no power cut.
+        self.board.nvdimms_mut().power_off()?;
+        report
+    }
+
+    fn run_to_the_end(&mut self) -> Result<Report> {
         let mut statistics = Statistics::default();
         let outcome = loop {
             let end = self.boot(&mut statistics)?;
@@ -139,7 +168,7 @@ impl Machine {
             vcpus: self.spec.vcpus,
             root: &self.board.root_aml(),
             system_bus: &self.board.system_bus_aml(),
-            tables: Vec::new(),
+            tables: self.board.tables(),
         })?;
         self.memory.write_slice(&tables, GuestAddress(ACPI_TABLES.start))?;
         let tsc_khz = self.engine.tsc_khz(PREFERRED_TSC_KHZ);
@@ -160,3 +189,7 @@ impl Machine {
         )
     }
 }
+
+#[cfg(test)]
+#[path = "machine_tests.rs"]
+mod tests;

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use engine::GuestMemory;
 use vm_memory::{
-    Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap, MemoryRegionAddress, MmapRegion,
+    Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap, MemoryRegionAddress,
+    MmapRegion,
 };
 
 use crate::layout::MemoryPlan;
