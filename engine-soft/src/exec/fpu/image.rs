@@ -1,10 +1,9 @@
 //! FXSAVE, FXRSTOR, LDMXCSR, STMXCSR (SDM vol. 1, 10.5).
 
-use engine::event::StoreKind;
 use engine::state::Fpu;
 use iced_x86::{Code, Instruction};
 
-use super::{aligned, sse_usable, x87_usable};
+use super::{aligned, load_image, sse_usable, store_image, x87_usable};
 use crate::cpu::Cpu;
 use crate::fx::{FxArea, mxcsr};
 use crate::insn::{Exec, Insn};
@@ -40,14 +39,14 @@ fn fxsave<const WIDE: bool>(cpu: &mut Cpu, insn: &Insn) -> Step {
         bytes[20..24].fill(0);
     }
     let written = written(cpu);
-    cpu.store_bytes(insn.seg, cpu.offset(insn), &bytes[..written], StoreKind::Cached)
+    store_image(cpu, insn, &bytes[..written], Fpu::SIZE)
 }
 
 fn fxrstor<const WIDE: bool>(cpu: &mut Cpu, insn: &Insn) -> Step {
     x87_usable(cpu)?;
     aligned(cpu, insn)?;
     let mut bytes = [0; Fpu::SIZE];
-    cpu.load_bytes(insn.seg, cpu.offset(insn), &mut bytes)?;
+    load_image(cpu, insn, &mut bytes)?;
     if u32::from_le_bytes([bytes[24], bytes[25], bytes[26], bytes[27]]) & !mxcsr::VALID != 0 {
         return cpu.gp();
     }

@@ -14,23 +14,14 @@ mod nontemporal;
 mod sse;
 mod x87;
 
+use engine::event::StoreKind;
 use iced_x86::{Code, Instruction};
 
 use crate::cpu::Cpu;
+use crate::cpu::control::{CR0_EM, CR0_TS, CR4_OSFXSR, CR4_OSXMMEXCPT};
 use crate::fx::{fsw, mxcsr};
 use crate::insn::{Exec, Insn};
 use crate::trap::{Step, vector};
-
-/// CR0: wait instructions heed TS.
-const CR0_MP: u64 = 1 << 1;
-/// CR0: no x87.
-const CR0_EM: u64 = 1 << 2;
-/// CR0: the registers are another task's.
-const CR0_TS: u64 = 1 << 3;
-/// CR4: SSE may be used.
-const CR4_OSFXSR: u64 = 1 << 9;
-/// CR4: SSE exceptions are #XM.
-const CR4_OSXMMEXCPT: u64 = 1 << 10;
 
 /// The function that executes an instruction of this family.
 #[must_use]
@@ -94,6 +85,20 @@ fn mmx_usable(cpu: &mut Cpu) -> Step {
 #[inline(always)]
 fn aligned(cpu: &mut Cpu, insn: &Insn) -> Step {
     if cpu.linear(insn) & 15 == 0 { Ok(()) } else { cpu.gp() }
+}
+
+/// Loads a state image. Its last byte is looked at first, so that is what CR2 tells.
+fn load_image(cpu: &mut Cpu, insn: &Insn, bytes: &mut [u8]) -> Step {
+    let offset = cpu.offset(insn);
+    cpu.probe(insn.seg, offset.wrapping_add(bytes.len() as u64 - 1), 1, false)?;
+    cpu.load_bytes(insn.seg, offset, bytes)
+}
+
+/// Stores a state image that takes `len` bytes of which only `bytes` are written.
+fn store_image(cpu: &mut Cpu, insn: &Insn, bytes: &[u8], len: usize) -> Step {
+    let offset = cpu.offset(insn);
+    cpu.probe(insn.seg, offset.wrapping_add(len as u64 - 1), 1, true)?;
+    cpu.store_bytes(insn.seg, offset, bytes, StoreKind::Cached)
 }
 
 /// Ends an SSE instruction that found the exceptions `raised` (MXCSR flags): either all of them are masked and their

@@ -58,17 +58,16 @@ fn to_xmm_from_memory<O: Float, const MASK: u128>(cpu: &mut Cpu, insn: &Insn) ->
 
 fn to_xmm<O: Float, const MASK: u128>(cpu: &mut Cpu, insn: &Insn) -> Step {
     both_usable(cpu)?;
-    let value = cpu.fx.mm(insn.r[1]);
-    finish::<O, MASK>(cpu, insn, value)?;
     cpu.fx.enter_mmx();
-    Ok(())
+    let value = cpu.fx.mm(insn.r[1]);
+    finish::<O, MASK>(cpu, insn, value)
 }
 
 fn to_mm<O: Float, S: Source>(cpu: &mut Cpu, insn: &Insn) -> Step {
     both_usable(cpu)?;
     let value = S::fetch(cpu, insn)?;
-    let result = compute(cpu, |mxcsr| O::run(&0, &value, mxcsr))?;
     cpu.fx.enter_mmx();
+    let result = compute(cpu, |mxcsr| O::run(&0, &value, mxcsr))?;
     cpu.fx.set_mm(insn.r[0], result as u64);
     Ok(())
 }

@@ -43,7 +43,7 @@ macro_rules! compare {
                                 a = in(reg) a,
                                 b = in(reg) b,
                                 mxcsr = in(reg) mxcsr,
-                                rflags = lateout(reg) rflags,
+                                rflags = out(reg) rflags,
                                 host = sym HOST_MXCSR,
                                 out("xmm0") _,
                                 out("xmm1") _,

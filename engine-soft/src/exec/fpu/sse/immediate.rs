@@ -185,7 +185,7 @@ fn run_string(entry: usize, a: &u128, b: &u128, lengths: [u64; 2]) -> (u128, u64
             b = in(reg) b,
             entry = in(reg) entry,
             result = in(reg) &raw mut result,
-            rflags = lateout(reg) rflags,
+            rflags = out(reg) rflags,
             in("rax") lengths[0],
             in("rdx") lengths[1],
             out("rcx") index,

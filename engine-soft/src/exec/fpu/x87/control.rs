@@ -2,9 +2,10 @@
 
 use iced_x86::Code;
 
-use super::super::{CR0_MP, CR0_TS, none_pending, x87_usable};
+use super::super::{none_pending, x87_usable};
 use super::begin;
 use crate::cpu::Cpu;
+use crate::cpu::control::{CR0_MP, CR0_TS};
 use crate::fx::fsw;
 use crate::insn::{Exec, Insn};
 use crate::trap::{Step, vector};

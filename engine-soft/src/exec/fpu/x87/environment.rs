@@ -1,11 +1,11 @@
 //! FNSTENV, FLDENV, FNSAVE, FRSTOR (SDM vol. 1, 8.1.10): the environment in its four layouts, and the registers after it.
 
-use engine::event::StoreKind;
 use iced_x86::Code;
 
-use super::super::x87_usable;
+use super::super::{load_image, store_image, x87_usable};
 use super::begin;
 use crate::cpu::Cpu;
+use crate::cpu::control::CR0_PE;
 use crate::flags::bit;
 use crate::fx::{FxArea, fcw};
 use crate::insn::{Exec, Insn};
@@ -13,8 +13,6 @@ use crate::trap::Step;
 
 /// Size of the register stack in memory: ten bytes each, ST(0) first.
 const STACK: usize = 80;
-/// CR0: protected mode.
-const CR0_PE: u64 = 1;
 
 pub fn lookup(code: Code) -> Option<Exec> {
     Some(match code {
@@ -95,7 +93,7 @@ fn restore<const SIZE: usize>(fx: &mut FxArea, bytes: &[u8; SIZE], real: bool) {
 fn fnstenv<const SIZE: usize>(cpu: &mut Cpu, insn: &Insn) -> Step {
     x87_usable(cpu)?;
     let bytes = layout::<SIZE>(fields(&cpu.fx, real_layout(cpu)));
-    cpu.store_bytes(insn.seg, cpu.offset(insn), &bytes, StoreKind::Cached)?;
+    store_image(cpu, insn, &bytes, SIZE)?;
     cpu.fx.fcw |= fcw::MASKS;
     cpu.fx.settle();
     Ok(())
@@ -104,7 +102,7 @@ fn fnstenv<const SIZE: usize>(cpu: &mut Cpu, insn: &Insn) -> Step {
 fn fldenv<const SIZE: usize>(cpu: &mut Cpu, insn: &Insn) -> Step {
     begin(cpu)?;
     let mut bytes = [0; SIZE];
-    cpu.load_bytes(insn.seg, cpu.offset(insn), &mut bytes)?;
+    load_image(cpu, insn, &mut bytes)?;
     let real = real_layout(cpu);
     restore(&mut cpu.fx, &bytes, real);
     Ok(())
@@ -117,7 +115,7 @@ fn fnsave<const SIZE: usize>(cpu: &mut Cpu, insn: &Insn) -> Step {
     for (st, bytes) in cpu.fx.st.iter().zip(bytes[SIZE..].chunks_exact_mut(10)) {
         bytes.copy_from_slice(&st.to_le_bytes()[..10]);
     }
-    cpu.store_bytes(insn.seg, cpu.offset(insn), &bytes[..SIZE + STACK], StoreKind::Cached)?;
+    store_image(cpu, insn, &bytes[..SIZE + STACK], SIZE + STACK)?;
     cpu.fx.init();
     Ok(())
 }
@@ -125,7 +123,7 @@ fn fnsave<const SIZE: usize>(cpu: &mut Cpu, insn: &Insn) -> Step {
 fn frstor<const SIZE: usize>(cpu: &mut Cpu, insn: &Insn) -> Step {
     begin(cpu)?;
     let mut bytes = [0; 28 + STACK];
-    cpu.load_bytes(insn.seg, cpu.offset(insn), &mut bytes[..SIZE + STACK])?;
+    load_image(cpu, insn, &mut bytes[..SIZE + STACK])?;
     let real = real_layout(cpu);
     let environment: [u8; SIZE] = std::array::from_fn(|i| bytes[i]);
     restore(&mut cpu.fx, &environment, real);

@@ -168,14 +168,11 @@ fn computing(code: Code) -> Option<Exec> {
 trait Operand: Sized {
     fn load(cpu: &mut Cpu, insn: &Insn) -> Step<Scratch>;
     fn store(cpu: &mut Cpu, insn: &Insn, memory: &Scratch) -> Step;
-    const BYTES: usize;
 }
 
 macro_rules! operand {
     ($($width:ty)*) => {$(
         impl Operand for $width {
-            const BYTES: usize = size_of::<Self>();
-
             #[inline(always)]
             fn load(cpu: &mut Cpu, insn: &Insn) -> Step<Scratch> {
                 Ok(Scratch(cpu.load::<Self>(insn)?.to_bytes()))
@@ -194,9 +191,11 @@ operand! { u16 u32 u64 }
 /// Ten bytes: extended precision or packed decimal.
 struct Tword;
 
-impl Operand for Tword {
+impl Tword {
     const BYTES: usize = 10;
+}
 
+impl Operand for Tword {
     fn load(cpu: &mut Cpu, insn: &Insn) -> Step<Scratch> {
         let mut memory = Scratch([0; 16]);
         cpu.load_bytes(insn.seg, cpu.offset(insn), &mut memory.0[..Self::BYTES])?;
@@ -256,16 +255,12 @@ fn store<T: Operand, const OPCODE: u16>(cpu: &mut Cpu, insn: &Insn) -> Step {
     let before = cpu.fx;
     let mut memory = Scratch([0; 16]);
     native::x87(&mut cpu.fx, OPCODE, &mut memory);
-    // An unmasked exception of these kinds keeps the operand from being stored; a bad address faults nevertheless.
-    let refused = cpu.fx.fsw & !cpu.fx.fcw & (fsw::IE | fsw::OE | fsw::UE) != 0;
-    let stored = if refused {
-        cpu.probe(insn.seg, cpu.offset(insn), T::BYTES, true)
-    } else {
-        T::store(cpu, insn, &memory)
-    };
-    if stored.is_err() {
+    // An unmasked exception of these kinds keeps the operand from being stored; its address is not even looked at.
+    if cpu.fx.fsw & !cpu.fx.fcw & (fsw::IE | fsw::OE | fsw::UE) == 0
+        && let Err(trap) = T::store(cpu, insn, &memory)
+    {
         cpu.fx = before;
-        return stored;
+        return Err(trap);
     }
     cpu.fx.fdp = cpu.offset(insn);
     remember(cpu, insn);
