@@ -4,6 +4,7 @@ use std::str::FromStr;
 
 use engine::Engine;
 use engine_kvm::Kvm;
+use engine_soft::Soft;
 
 pub use engine_kvm::{Fitness as KvmFitness, fitness as kvm_fitness};
 
@@ -58,16 +59,13 @@ pub fn open(choice: EngineChoice) -> Result<Chosen> {
     let chosen = |engine, reason: &str| Chosen { engine, reason: reason.to_owned() };
     match choice {
         EngineChoice::Kvm => Ok(chosen(Box::new(Kvm::open()?), "asked for")),
-        EngineChoice::Soft | EngineChoice::Interp => Err(soft_is_missing().into()),
+        EngineChoice::Soft => Ok(chosen(Box::new(Soft::new()), "asked for")),
+        EngineChoice::Interp => Ok(chosen(Box::new(Soft::interpreter()), "asked for")),
         EngineChoice::Auto => match kvm_fitness() {
             KvmFitness::Fit => Ok(chosen(Box::new(Kvm::open()?), "KVM is fit")),
-            _ => Err(soft_is_missing().into()),
+            unfit => Ok(chosen(Box::new(Soft::new()), &format!("KVM is {unfit}"))),
         },
     }
-}
-
-fn soft_is_missing() -> engine::Error {
-    engine::Error::Unfit { engine: "soft", reason: "this build does not have it".to_owned() }
 }
 
 #[cfg(test)]
