@@ -143,20 +143,24 @@ impl Campaign {
                 state.gpr.iter_mut().for_each(|r| *r &= 0xFFFF_FFFF);
                 state.gpr[8..].fill(0);
             }
-            (self.prepare)(i, &mut state, memory, draw);
+            put_value(memory, state.gpr[4], draw);
             let target = draw.target(8);
+            put_value(memory, target, draw);
+            (self.prepare)(i, &mut state, memory, draw);
             aim(i, &mut state, target, draw);
             if mode != Mode::Long {
                 state.gpr.iter_mut().for_each(|r| *r &= 0xFFFF_FFFF);
             }
-            for place in [target, state.gpr[4]] {
-                let at = place.wrapping_sub(SCRATCH) as usize;
-                if let Some(bytes) = memory.get_mut(at..).and_then(|m| m.get_mut(..8)) {
-                    bytes.copy_from_slice(&draw.value().to_le_bytes());
-                }
-            }
             near_scratch(i, &state).then_some(state)
         })
+    }
+}
+
+/// A likely operand at an address, if it is in the scratch memory.
+fn put_value(memory: &mut [u8; SCRATCH_LEN], address: u64, draw: &mut Draw) {
+    let at = address.wrapping_sub(SCRATCH) as usize;
+    if let Some(bytes) = memory.get_mut(at..).and_then(|m| m.get_mut(..8)) {
+        bytes.copy_from_slice(&draw.value().to_le_bytes());
     }
 }
 

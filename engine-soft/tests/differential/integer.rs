@@ -103,9 +103,10 @@ fn prepare(i: &Instruction, state: &mut State, memory: &mut [u8; SCRATCH_LEN], d
         M::Popf | M::Popfd | M::Popfq => {
             // No single step, no alignment checks on the stub's way out.
             let at = state.gpr[4].wrapping_sub(SCRATCH) as usize;
-            if let Some(bytes) = memory.get_mut(at..).and_then(|m| m.get_mut(..4)) {
-                bytes[1] &= !1;
-                bytes[2] &= !4;
+            for (n, flag) in [(1, 1), (2, 4)] {
+                if let Some(byte) = memory.get_mut(at.wrapping_add(n)) {
+                    *byte &= !flag;
+                }
             }
         }
         M::Div | M::Idiv if draw.once_in(2) => {

@@ -1,16 +1,15 @@
 //! The engine's interpreter as executor: a vCPU at privilege level 3 with the scratch memory and the code page mapped
-//! where they are on the host.
+//! where they are on the host, under a kernel of nothing but an interrupt table.
 #![expect(unsafe_code, reason = "the guest's memory is looked at by host address")]
 
 use engine::GuestMemory;
-use engine::state::{Activity, Segment, SystemRegisters};
+use engine::state::{Activity, DescriptorTable, Segment, SystemRegisters};
 use engine_soft::cpu::{Cpu, control};
 use engine_soft::flags::Flags;
 use engine_soft::fx::FxArea;
 use engine_soft::insn::RIP;
 use engine_soft::ram::Ram;
 use engine_soft::run::Stop;
-use engine_soft::trap::Cause;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend as _};
 
 use super::machine::{CODE, Executor, Fault, Mode, Outcome, SCRATCH, SCRATCH_LEN, State};
@@ -18,10 +17,20 @@ use super::native::Native;
 
 const PAGE: u64 = 0x1000;
 const CODE_PAGE: u64 = CODE & !(PAGE - 1);
-/// Page tables, and behind them nothing.
+/// Six page tables.
 const TABLES: u64 = 0x1000;
-const PRESENT_USER: u64 = 0x25;
-const WRITABLE_DIRTY: u64 = 0x42;
+/// The kernel's pages, for it alone.
+const GDT: u64 = 0x8000;
+const TSS: u64 = 0x8800;
+const IDT: u64 = 0x9000;
+const STACK: u64 = 0xB000;
+/// Handlers lie this far apart; none is ever executed.
+const HANDLERS: u64 = 0xC000;
+const HANDLER_LEN: u64 = 16;
+/// Bits of a page table's entry: present, accessed, and so on.
+const KERNEL: u64 = 0x63;
+const USER_READ: u64 = 0x25;
+const USER: u64 = 0x67;
 
 /// A vCPU and its memory.
 pub struct Interpreter {
@@ -33,28 +42,41 @@ pub struct Interpreter {
 impl Interpreter {
     /// With page tables in place.
     pub fn new() -> Self {
-        let regions = [(0, 0x6000), (SCRATCH, SCRATCH_LEN), (CODE_PAGE, PAGE as usize)];
+        let regions = [(0, 0xD000), (SCRATCH, SCRATCH_LEN), (CODE_PAGE, PAGE as usize)];
         let regions = regions.map(|(start, len)| (GuestAddress(start), len));
         let memory = GuestMemory::from_ranges(&regions).expect("memory");
         let put = |table: u64, index: u64, entry: u64| {
-            memory.write_obj(entry, GuestAddress(table + 8 * index)).expect("page tables");
+            memory.write_obj(entry, GuestAddress(table + 8 * index)).expect("tables");
         };
-        let [directories, directory, scratch, code] = [1, 2, 3, 4].map(|n| TABLES + n * PAGE);
-        put(TABLES, 0, directories | PRESENT_USER | WRITABLE_DIRTY);
-        put(directories, 0, directory | PRESENT_USER | WRITABLE_DIRTY);
-        put(directory, SCRATCH >> 21, scratch | PRESENT_USER | WRITABLE_DIRTY);
-        put(directory, CODE >> 21, code | PRESENT_USER | WRITABLE_DIRTY);
-        for page in (SCRATCH..SCRATCH + SCRATCH_LEN as u64).step_by(PAGE as usize) {
-            put(scratch, page >> 12 & 511, page | PRESENT_USER | WRITABLE_DIRTY);
+        let [directories, directory, scratch, code, kernel] = [1, 2, 3, 4, 5].map(|n| TABLES + n * PAGE);
+        put(TABLES, 0, directories | USER);
+        put(directories, 0, directory | USER);
+        put(directory, 0, kernel | USER);
+        put(directory, SCRATCH >> 21, scratch | USER);
+        put(directory, CODE >> 21, code | USER);
+        for page in (GDT..HANDLERS + PAGE).step_by(PAGE as usize) {
+            put(kernel, page >> 12, page | KERNEL);
         }
-        put(code, CODE_PAGE >> 12 & 511, CODE_PAGE | PRESENT_USER);
+        for page in (SCRATCH..SCRATCH + SCRATCH_LEN as u64).step_by(PAGE as usize) {
+            put(scratch, page >> 12 & 511, page | USER);
+        }
+        put(code, CODE_PAGE >> 12 & 511, CODE_PAGE | USER_READ);
+        put(GDT, 1, 0x00AF_9B00_0000_FFFF);
+        put(TSS + 4, 0, STACK);
+        for vector in 0..32 {
+            let handler = HANDLERS + vector * HANDLER_LEN;
+            // A 64-bit interrupt gate for privilege level 3, through selector 8.
+            put(IDT, 2 * vector, handler & 0xFFFF | 8 << 16 | 0xEE00 << 32 | handler >> 16 << 48);
+        }
         let mut cpu = Cpu::new(0);
         cpu.shared.ram = Ram::new(&memory);
         cpu.cr0 = control::CR0_PE | control::CR0_PG | control::CR0_WP | control::CR0_NE | control::CR0_MP;
         cpu.cr3 = TABLES;
         cpu.cr4 = control::CR4_PAE | control::CR4_OSFXSR | control::CR4_OSXMMEXCPT;
         cpu.efer = control::EFER_LME | control::EFER_LMA | control::EFER_SCE;
-        cpu.idt.limit = 0;
+        cpu.gdt = DescriptorTable { base: GDT, limit: 15 };
+        cpu.idt = DescriptorTable { base: IDT, limit: 32 * 16 - 1 };
+        cpu.tr = Segment { selector: 0x40, base: TSS, limit: 0x67, attributes: 0x8B };
         cpu.activity = Activity::Running;
         Self { cpu, memory, mode: Mode::Long }
     }
@@ -72,7 +94,6 @@ impl Interpreter {
         self.cpu.segments[5] = none;
         self.cpu.cpl = 3;
         self.cpu.mode_changed();
-        self.cpu.flush_tlb();
     }
 }
 
@@ -85,6 +106,7 @@ impl Executor for Interpreter {
         self.memory.write_slice(&page, GuestAddress(CODE_PAGE)).expect("code page");
         self.cpu.shared.memory_changed(CODE_PAGE..CODE_PAGE + PAGE);
         self.segments();
+        self.cpu.flush_tlb();
     }
 
     fn scratch(&mut self) -> &mut [u8; SCRATCH_LEN] {
@@ -94,30 +116,18 @@ impl Executor for Interpreter {
     }
 
     fn run(&mut self, before: &State) -> Outcome {
+        if self.cpu.cpl != 3 {
+            self.segments();
+        }
         let cpu = &mut self.cpu;
         cpu.gpr[..16].copy_from_slice(&before.gpr);
         cpu.gpr[usize::from(RIP)] = CODE;
         cpu.flags = Flags::new(before.rflags & 0x24_0CD5 | 0x202);
         cpu.fx = FxArea::new(&before.fx);
-        cpu.cpl = 3;
-        let mut fault = None;
         // A repeated string instruction takes several turns.
         for _ in 0..0x4000 {
-            match cpu.run(1) {
-                Stop::Budget => {}
-                Stop::Exit(_) => {
-                    fault = match cpu.cause {
-                        Cause::Exception { vector, code } => Some(Fault {
-                            vector,
-                            code: code.unwrap_or(0),
-                            address: (vector == 14).then_some(cpu.cr2),
-                        }),
-                        other => panic!("stopped by {other:?}"),
-                    };
-                    break;
-                }
-                other => panic!("stopped by {other:?}"),
-            }
+            let stop = cpu.run(1);
+            assert_eq!(stop, Stop::Budget, "stopped by {:?}", cpu.cause);
             if cpu.rip() != CODE {
                 break;
             }
@@ -125,6 +135,14 @@ impl Executor for Interpreter {
         let mut state =
             State { fx: cpu.fx.bytes(), rip: cpu.rip(), rflags: cpu.flags.get(), ..before.clone() };
         state.gpr.copy_from_slice(&cpu.gpr[..16]);
-        Outcome { state, fault }
+        if cpu.cpl == 3 {
+            return Outcome { state, fault: None };
+        }
+        let vector = (cpu.rip() - HANDLERS) / HANDLER_LEN;
+        let address = (vector == 14).then_some(cpu.cr2);
+        let pushed = |n: u64| self.memory.read_obj::<u64>(GuestAddress(STACK - 8 * n)).expect("stack");
+        [state.gpr[4], state.rflags, state.rip] = [2, 3, 5].map(pushed);
+        let code = if cpu.gpr[4] == STACK - 48 { pushed(6) as u32 } else { 0 };
+        Outcome { state, fault: Some(Fault { vector: vector as u8, code, address }) }
     }
 }

@@ -89,9 +89,12 @@ fn aad(cpu: &mut Cpu, insn: &Insn) -> Step {
 fn bound<W: Int>(cpu: &mut Cpu, insn: &Insn) -> Step {
     let index = cpu.get::<W>(insn.r[0]).sext() as i64;
     let lower: W = cpu.load(insn)?;
+    if index < lower.sext() as i64 {
+        return cpu.raise(vector::BR, None);
+    }
     let behind = Insn { disp: insn.disp.wrapping_add(W::BYTES as u64), ..*insn };
     let upper: W = cpu.load(&behind)?;
-    if index < lower.sext() as i64 || index > upper.sext() as i64 {
+    if index > upper.sext() as i64 {
         return cpu.raise(vector::BR, None);
     }
     Ok(())
@@ -103,10 +106,12 @@ fn arpl<D: Place>(cpu: &mut Cpu, insn: &Insn) -> Step {
         return cpu.ud();
     }
     let least = cpu.get::<u16>(insn.r[1]) & 3;
-    D::modify_if(cpu, insn, |flags, old: u16| {
-        let raised = old & 3 < least;
-        let rest = flags.status() & !bit::ZF;
-        flags.set_status(rest | if raised { bit::ZF } else { 0 });
-        (raised.then_some(old & !3 | least), ())
-    })
+    let old: u16 = D::read(cpu, insn)?;
+    let raised = old & 3 < least;
+    if raised {
+        D::write(cpu, insn, old & !3 | least)?;
+    }
+    let rest = cpu.flags.status() & !bit::ZF;
+    cpu.flags.set_status(rest | if raised { bit::ZF } else { 0 });
+    Ok(())
 }

@@ -103,13 +103,13 @@ fn push_all<W: Int>(cpu: &mut Cpu, _: &Insn) -> Step {
     Ok(())
 }
 
+/// A fault finds the registers before it popped, and the stack pointer where it was. RSP's place is read for nothing.
 fn pop_all<W: Int>(cpu: &mut Cpu, _: &Insn) -> Step {
-    let mut values = [W::of(0); 8];
-    for (n, value) in values.iter_mut().enumerate().filter(|(n, _)| 7 - n != RSP) {
-        *value = cpu.peek((n * W::BYTES) as u64)?;
-    }
-    for (r, value) in (0..8).rev().zip(values).filter(|(r, _)| usize::from(*r) != RSP) {
-        cpu.put(r, value);
+    for n in 0..8 {
+        let value: W = cpu.peek(u64::from(n) * W::BYTES as u64)?;
+        if 7 - n != RSP as u8 {
+            cpu.put(7 - n, value);
+        }
     }
     cpu.set_stack_pointer(cpu.gpr[RSP].wrapping_add(8 * W::BYTES as u64));
     Ok(())

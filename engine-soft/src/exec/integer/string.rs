@@ -172,8 +172,9 @@ impl Element for Compare {
 
     #[inline(always)]
     fn one<W: Int>(cpu: &mut Cpu, insn: &Insn) -> Step {
-        let a: W = source(cpu, insn)?;
+        // In this order: where both fault, it is the destination's fault.
         let b = second(cpu, insn)?;
+        let a: W = source(cpu, insn)?;
         cpu.flags.sub(a, b, false);
         Ok(())
     }
@@ -226,20 +227,28 @@ fn goes_on<E: Element>(cpu: &Cpu, insn: &Insn) -> bool {
     !E::COMPARES || cpu.flags.zf() == (insn.prefixes & prefix::REP != 0)
 }
 
+/// Flags change with the last part only: after a fault they are those from before the instruction.
 fn repeat<W: Int, E: Element>(cpu: &mut Cpu, insn: &Insn) -> Step {
     let total = index(cpu, insn, RCX);
     if total == 0 {
         return Ok(());
     }
+    let before = cpu.flags;
     let part = total.min(part::<W, E>(cpu, insn));
     match if part > 1 { E::bulk::<W>(cpu, insn, part) } else { None } {
         Some(done) => {
             advance::<W, E>(cpu, insn, done);
             add(cpu, insn, RCX, done.wrapping_neg());
         }
-        None => each::<W, E>(cpu, insn, part)?,
+        None => {
+            if let Err(trap) = each::<W, E>(cpu, insn, part) {
+                cpu.flags = before;
+                return Err(trap);
+            }
+        }
     }
     if index(cpu, insn, RCX) != 0 && goes_on::<E>(cpu, insn) {
+        cpu.flags = before;
         let again = &mut cpu.gpr[usize::from(RIP)];
         *again = again.wrapping_sub(insn.len.into());
     }
