@@ -43,6 +43,7 @@ pub fn run(args: RunArgs) -> Result<ExitCode> {
     let wiring = Wiring {
         console: Box::new(console),
         control: Box::new(Control::new(&plan.request, &told, interactive)),
+        dimms: plan.dimms,
         remote: remote.clone(),
     };
     let mut machine = Machine::new(plan.spec, wiring, plan.engine)?;

@@ -1,17 +1,20 @@
 //! From what was asked for to what will be done: image, command line, devices, the request to the agent.
 
 use anyhow::{Context, Result};
-use guest_agent::{HOST_PARAMETER, Job, Request};
+use guest_agent::{HOST_PARAMETER, Job, Pmem, Request};
 use guest_image::{Image, Store};
 use vmm::boot::{BootSpec, Kernel};
+use vmm::nvdimm::{Entropy, Fs, OpenDimms};
 use vmm::{EngineChoice, MachineSpec};
 
-use crate::cli::{EngineName, RunArgs};
+use crate::cli::{EngineName, Mount, RunArgs};
 
 /// All that a run needs.
 pub struct Plan {
     /// The machine.
     pub spec: MachineSpec,
+    /// Its NV-DIMMs, open and held.
+    pub dimms: OpenDimms,
     /// What runs it.
     pub engine: Box<dyn engine::Engine>,
     /// What the agent is asked to do.
@@ -44,8 +47,22 @@ impl Plan {
             EngineName::Kvm => EngineChoice::Kvm,
         })?;
         tracing::info!("engine {}: {}", chosen.engine.name(), chosen.reason);
-        let request = Request { pmem: Vec::new(), job };
-        Ok(Self { spec, engine: chosen.engine, request })
+        // Last of all, because missing files are made here.
+        let dimms = OpenDimms::open(&args.nvdimm, &Entropy::from_seed(args.seed))?;
+        let mount = args.mount == Mount::Auto;
+        let pmem = dimms.file_systems().into_iter().map(|fs| Pmem { fs: if mount { agents(fs) } else { agents(Fs::None) }, mount });
+        let request = Request { pmem: pmem.collect(), job };
+        Ok(Self { spec, dimms, engine: chosen.engine, request })
+    }
+}
+
+/// The file system in the agent's words.
+fn agents(fs: Fs) -> guest_agent::Fs {
+    match fs {
+        Fs::Ext4 => guest_agent::Fs::Ext4,
+        Fs::Xfs => guest_agent::Fs::Xfs,
+        Fs::Ext2 => guest_agent::Fs::Ext2,
+        Fs::None => guest_agent::Fs::None,
     }
 }
 

@@ -120,6 +120,12 @@ impl OpenDimms {
         self.sets.sizes()
     }
 
+    /// The file system to make on an empty device of each region.
+    #[must_use]
+    pub fn file_systems(&self) -> Vec<Fs> {
+        self.sets.iter().map(|(_, members)| self.backings[members[0]].record().fs).collect()
+    }
+
     /// Maps the regions at their guest-physical addresses: `ranges` has one for each of [`OpenDimms::region_sizes`].
     pub fn place(self, ranges: &[Range<u64>]) -> Result<Nvdimms> {
         let Self { backings, sets } = self;
