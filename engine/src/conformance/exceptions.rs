@@ -24,6 +24,7 @@ pub(super) const CASES: &[Case] = cases!["exceptions":
     double_fault,
     triple_fault,
     protected_mode_faults,
+    segment_checks,
     real_mode_faults,
     user_fault_switches_stacks,
     interrupt_stack_table,
@@ -241,12 +242,25 @@ fn protected_mode_faults(bench: &Bench<'_>) -> Outcome {
         a.bound(eax, dword_ptr(DATA))
     })?;
     m.expect_trap(5, None)?;
-    let mut m = bench.protected(|a| {
-        a.xor(eax, eax)?;
+    Ok(())
+}
+
+/// A null selector may be loaded but not used; limits, direction and writability hold.
+fn segment_checks(bench: &Bench<'_>) -> Outcome {
+    for (segment, offset) in [(0, 0), (selector::SHORT, 0x1000), (selector::SHORT, 0xFFD)] {
+        let m = bench.protected(|a| {
+            a.mov(eax, u32::from(segment))?;
+            a.mov(fs, ax)?;
+            a.mov(eax, dword_ptr(offset).fs())
+        });
+        m?.expect_trap(13, Some(0))?;
+    }
+    let m = bench.protected(|a| {
+        a.mov(eax, u32::from(selector::CONSTANT))?;
         a.mov(fs, ax)?;
-        a.mov(eax, dword_ptr(DATA).fs())
-    })?;
-    m.expect_trap(13, Some(0)).map(drop)
+        a.mov(dword_ptr(DATA).fs(), eax)
+    });
+    m?.expect_trap(13, Some(0)).map(drop)
 }
 
 fn real_mode_faults(bench: &Bench<'_>) -> Outcome {

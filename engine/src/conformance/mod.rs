@@ -6,15 +6,26 @@
 //! fresh partition, of the same engine or of another one.
 
 mod bench;
+mod crew;
 mod machine;
 mod scene;
+mod trap;
 
+mod apic;
 mod atomics;
+mod code;
+mod events;
 mod exceptions;
+mod fpu;
 mod mmio;
+mod modes;
 mod paging;
 mod ports;
+mod privilege;
+mod smp;
+mod snapshot;
 mod strings;
+mod system;
 
 pub use bench::{Bench, Case, Failure, Outcome, Report, Selection};
 
@@ -23,7 +34,24 @@ use crate::Engine;
 /// All cases, by topic.
 #[must_use]
 pub fn cases() -> Vec<Case> {
-    [ports::CASES, mmio::CASES, exceptions::CASES, paging::CASES, strings::CASES, atomics::CASES].concat()
+    [
+        ports::CASES,
+        mmio::CASES,
+        exceptions::CASES,
+        paging::CASES,
+        strings::CASES,
+        atomics::CASES,
+        code::CASES,
+        fpu::CASES,
+        system::CASES,
+        privilege::CASES,
+        modes::CASES,
+        events::CASES,
+        apic::CASES,
+        smp::CASES,
+        snapshot::CASES,
+    ]
+    .concat()
 }
 
 /// Runs every case on an engine.

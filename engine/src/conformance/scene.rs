@@ -8,8 +8,8 @@ use iced_x86::code_asm::CodeAssembler;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::bench::Failure;
+use crate::GuestMemory;
 use crate::state::{CpuState, DescriptorTable, Segment, SystemRegisters, gpr};
-use crate::{GuestMemory, VcpuId};
 
 /// Size of memory.
 pub(super) const MEMORY: usize = 4 << 20;
@@ -254,9 +254,4 @@ pub(super) fn user(state: &mut CpuState) {
         segment.attributes |= 3 << 5;
     }
     state.system.segments[SystemRegisters::CS].selector = selector::USER_CODE64;
-}
-
-/// What an application processor is before its SIPI.
-pub(super) fn waiting(vcpu: VcpuId) -> CpuState {
-    CpuState::reset(vcpu)
 }
