@@ -133,4 +133,22 @@ pub enum Error {
         /// What differs.
         what: &'static str,
     },
+    /// More stores than one medium can remember.
+    #[error("the medium has taken {stores} stores and cannot remember more; start again from an image of it")]
+    MediumFull {
+        /// Stores so far.
+        stores: u64,
+    },
+    /// A choice for a line that has none.
+    #[error("the line at {address:#x} is not in doubt at this point")]
+    NotInDoubt {
+        /// Its address.
+        address: u64,
+    },
+    /// A choice that a line does not have.
+    #[error("the line at {address:#x} cannot have the content that is picked for it")]
+    BadPick {
+        /// Its address.
+        address: u64,
+    },
 }

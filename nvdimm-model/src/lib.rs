@@ -15,6 +15,7 @@ pub mod identity;
 pub mod interleave;
 pub mod label;
 mod le;
+pub mod medium;
 pub mod namespace;
 pub mod poison;
 
@@ -23,6 +24,7 @@ pub use domain::{Domain, Persistence};
 pub use error::Error;
 pub use geometry::Geometry;
 pub use identity::{Handle, Identity};
+pub use medium::Medium;
 
 /// Bytes to be written at an offset of some area.
 #[derive(Debug, Clone, PartialEq, Eq)]
