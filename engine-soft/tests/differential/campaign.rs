@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use iced_x86::{Code, Instruction, InstructionInfoFactory, OpKind, Register};
+use iced_x86::{Code, Instruction, InstructionInfoFactory, Mnemonic, OpKind, Register};
 
 use super::draw::Draw;
 use super::form::{self, Encoding};
@@ -54,14 +54,15 @@ impl Campaign {
                 Code::values().filter(|c| !self.excluded.contains(c) && format!("{c:?}").starts_with(&only))
             {
                 let mut draw = Draw::new(seed ^ code as u64 * 0x1_0001 ^ u64::from(mode.bits()) << 32);
-                let mut done = 0;
-                while done < cases {
+                let (mut done, mut refused) = (0, 0);
+                while done < cases && (done > 0 || refused < 64) {
                     let Some(encoding) = form::draw(code, mode, &mut draw) else { break };
-                    if !(self.accepts)(&encoding.instruction) {
-                        break;
+                    if (self.accepts)(&encoding.instruction) {
+                        self.try_encoding(mode, &encoding, &mut draw, oracle, subject, &mut report);
+                        done += PER_ENCODING;
+                    } else {
+                        refused += 1;
                     }
-                    self.try_encoding(mode, &encoding, &mut draw, oracle, subject, &mut report);
-                    done += PER_ENCODING;
                 }
                 report.forms += usize::from(done > 0);
                 report.cases += done;
@@ -202,8 +203,23 @@ fn near_scratch(i: &Instruction, state: &State) -> bool {
                 _ => state.gpr[register.number() & 3] & 0xFF,
             })
         });
-        address.is_some_and(|a| near.contains(&a))
+        address.is_some_and(|a| near.contains(&a) && near.contains(&a.wrapping_add(bit_offset(i, state))))
     })
+}
+
+/// How far from the addressed word BT and its like go, in bytes.
+fn bit_offset(i: &Instruction, state: &State) -> u64 {
+    let strings = matches!(i.mnemonic(), Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc);
+    if !strings || i.op1_kind() != OpKind::Register {
+        return 0;
+    }
+    let number = state.gpr[i.op1_register().full_register().number()];
+    let number = match i.op1_register().size() {
+        2 => number as i16 as i64,
+        4 => number as i32 as i64,
+        _ => number as i64,
+    };
+    (number >> 3) as u64
 }
 
 /// Takes away what no instruction is about: RF of a fault's image, what the kernel puts behind the XMM registers, and the

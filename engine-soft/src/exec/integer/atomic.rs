@@ -50,11 +50,13 @@ fn unless_locked<T>(insn: &Insn, old: T) -> Option<T> {
     (insn.prefixes & prefix::LOCK == 0).then_some(old)
 }
 
+/// A register that was compared in vain is not written: its upper half stays.
 fn cmpxchg<W: Int, D: Place>(cpu: &mut Cpu, insn: &Insn) -> Step {
     let (expected, new): (W, W) = (cpu.get(RAX), cpu.get(insn.r[1]));
     let old = D::modify_if(cpu, insn, |flags, old: W| {
         flags.sub(expected, old, false);
-        (if old == expected { Some(new) } else { unless_locked(insn, old) }, old)
+        let kept = if D::IS_MEMORY { unless_locked(insn, old) } else { None };
+        (if old == expected { Some(new) } else { kept }, old)
     })?;
     if old != expected {
         cpu.put(RAX, old);

@@ -19,6 +19,9 @@ pub trait Source {
 
 /// An operand that can be written.
 pub trait Place: Source {
+    /// It is the memory operand.
+    const IS_MEMORY: bool;
+
     /// Replaces it.
     fn write<W: Int>(cpu: &mut Cpu, insn: &Insn, value: W) -> Step;
 
@@ -56,6 +59,8 @@ impl<const N: usize> Source for Reg<N> {
 }
 
 impl<const N: usize> Place for Reg<N> {
+    const IS_MEMORY: bool = false;
+
     #[inline(always)]
     fn write<W: Int>(cpu: &mut Cpu, insn: &Insn, value: W) -> Step {
         cpu.put(insn.r[N], value);
@@ -85,6 +90,8 @@ impl Source for Mem {
 }
 
 impl Place for Mem {
+    const IS_MEMORY: bool = true;
+
     #[inline(always)]
     fn write<W: Int>(cpu: &mut Cpu, insn: &Insn, value: W) -> Step {
         cpu.store(insn, value)
