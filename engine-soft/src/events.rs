@@ -50,3 +50,6 @@ impl MemoryEvents for Events {
         events.iter().for_each(sink);
     }
 }
+
+#[cfg(test)]
+mod tests;

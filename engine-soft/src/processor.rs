@@ -48,15 +48,19 @@ impl Bench {
         }
         match (std::mem::replace(&mut self.owed, Owed::Nothing), entry) {
             (Owed::Data(size), Entry::Data(data)) => self.turns.cpu().answer(data & low_bytes(size)),
-            // An unanswered read floats.
-            (Owed::Data(size), _) => self.turns.cpu().answer(low_bytes(size)),
             (Owed::Time(_), Entry::Elapsed(nanoseconds)) => self.skip(nanoseconds),
             (Owed::Time(Some(deadline)), _) => {
                 let now = self.turns.cpu().now();
                 self.skip(deadline.saturating_sub(now));
             }
+            // A read that is not answered is asked again.
             _ => {}
         }
+        self.collect();
+    }
+
+    /// Delivers what devices have sent.
+    fn collect(&mut self) {
         for msi in self.common.messages() {
             if let Some(message) = Message::from_msi(msi) {
                 self.turns.deliver(message, None);
@@ -178,10 +182,12 @@ impl Processor for Bench {
     }
 
     fn save(&mut self, vcpu: VcpuId) -> Result<CpuState> {
+        self.collect();
         self.turns.with(vcpu, Cpu::save).ok_or(Error::NoSuchVcpu(vcpu))
     }
 
     fn restore(&mut self, vcpu: VcpuId, state: &CpuState) -> Result<()> {
+        self.collect();
         self.owed = Owed::Nothing;
         let restored = self.turns.with(vcpu, |cpu| {
             // Memory may have been replaced along with the state.
@@ -191,3 +197,6 @@ impl Processor for Bench {
         restored.ok_or(Error::NoSuchVcpu(vcpu))?.map_err(Error::BadState)
     }
 }
+
+#[cfg(test)]
+mod tests;

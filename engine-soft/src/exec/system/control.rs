@@ -66,8 +66,8 @@ const GENERAL_DETECT: u64 = 1 << 13;
 pub(crate) fn valid_cr0(cr0: u64) -> bool {
     let has = |bit| cr0 & bit != 0;
     cr0 & !CR0 == 0
-        && !(has(control::CR0_NW) && !has(control::CR0_CD))
-        && !(has(control::CR0_PG) && !has(control::CR0_PE))
+        && (has(control::CR0_CD) || !has(control::CR0_NW))
+        && (has(control::CR0_PE) || !has(control::CR0_PG))
 }
 
 /// The bits of a CR4 value exist.

@@ -50,7 +50,8 @@ impl Cpu {
     fn may_access_ports(&mut self, port: u16, size: usize) -> Step {
         let flags = self.flags.control;
         let virtual_mode = flags & bit::VM != 0;
-        if self.real && !virtual_mode || !virtual_mode && u64::from(self.cpl) <= (flags & bit::IOPL) >> 12 {
+        let iopl = (flags & bit::IOPL) >> 12;
+        if !virtual_mode && (self.real || u64::from(self.cpl) <= iopl) {
             return Ok(());
         }
         let Segment { base, limit, attributes, .. } = self.tr;
