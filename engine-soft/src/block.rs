@@ -19,24 +19,37 @@ use crate::insn::Insn;
 
 /// Instructions of a block at most.
 pub(crate) const MAX_INSNS: usize = 64;
-/// Decoded instructions kept before everything is dropped: 40 MiB of them.
-const CAPACITY: usize = 1 << 20;
 /// A count that no budget covers.
 const DEAD: u32 = u32::MAX;
 
-/// A run of decoded instructions.
+/// A run of decoded instructions. They follow it in memory, beginning on the next cache line.
 #[derive(Debug)]
+#[repr(C, align(64))]
 pub(crate) struct Block {
-    /// The instructions.
-    pub(crate) insns: Box<[Insn]>,
-    /// How many, or [`DEAD`].
+    /// How many instructions there are, or [`DEAD`].
     count: Cell<u32>,
+    /// How many there are.
+    len: u16,
+    /// Offset of its first byte in its page.
+    start: u16,
+    /// Bytes in its page.
+    bytes: u16,
+    /// Bytes in another page.
+    more: u8,
     /// The run loop has to look around after it: its last instruction may change what interrupts do, or the mode.
     pub(crate) sync: bool,
-    /// Its parts in memory: guest-physical address and length; the second is empty for all that do not cross a page.
-    parts: [(u64, u64); 2],
+    /// Blocks of the same page that follow: after a jump, and in line.
+    links: [Cell<Link>; 2],
     /// Its name in the map.
     key: u64,
+    /// Guest-physical address of the other page's part.
+    other: u64,
+}
+
+/// A block that has followed another one.
+#[derive(Debug, Clone, Copy)]
+struct Link {
+    block: Option<BlockRef>,
 }
 
 impl Block {
@@ -51,24 +64,126 @@ impl Block {
         self.count.get() == DEAD
     }
 
+    /// Its parts in memory: guest-physical address and length; the second is empty for all that do not cross a page.
+    fn parts(&self) -> [(u64, u64); 2] {
+        [(self.key & ADDRESS, u64::from(self.bytes)), (self.other, u64::from(self.more))]
+    }
+
     /// Its one instruction lies in two pages.
     pub(crate) fn crosses(&self) -> bool {
-        self.parts[1].1 > 0
+        self.more > 0
     }
 
     /// Its second page begins at this guest-physical address.
     pub(crate) fn continues_at(&self, gpa: u64) -> bool {
-        self.parts[1].0 == gpa
+        self.other == gpa
     }
 
     /// Any of its bytes is in this stretch of memory.
     pub(crate) fn touches(&self, gpa: u64, len: usize) -> bool {
-        self.parts.iter().any(|&(at, size)| at < gpa + len as u64 && gpa < at + size)
+        self.parts().iter().any(|&(at, size)| at < gpa + len as u64 && gpa < at + size)
+    }
+
+    /// Slot for what follows this many bytes after its begin.
+    #[inline(always)]
+    fn slot(&self, ahead: u64) -> &Cell<Link> {
+        &self.links[usize::from(ahead == u64::from(self.bytes))]
+    }
+
+    /// The block this many bytes ahead of its begin, if it is known, which only one in the same page can be: there no
+    /// change of translations comes between the two.
+    #[inline(always)]
+    pub(crate) fn next(&self, ahead: u64) -> Option<BlockRef> {
+        let block = self.slot(ahead).get().block?;
+        let offset = u64::from(self.start).wrapping_add(ahead);
+        (u64::from(block.header().start) == offset).then_some(block)
+    }
+
+    /// Remembers what followed.
+    pub(crate) fn set_next(&self, ahead: u64, block: BlockRef) {
+        let offset = u64::from(self.start).wrapping_add(ahead);
+        let same = (self.key ^ block.header().key) & !0xFFF == 0 && offset == u64::from(block.header().start);
+        if same && !self.crosses() && !block.header().crosses() {
+            self.slot(ahead).set(Link { block: Some(block) });
+        }
     }
 }
 
-/// A block as jump caches hold it.
-pub(crate) type BlockRef = NonNull<Block>;
+/// A block as it is held: good until [`Blocks::clear`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct BlockRef(NonNull<Block>);
+
+impl BlockRef {
+    /// The block without its instructions.
+    #[inline(always)]
+    pub(crate) fn header<'a>(self) -> &'a Block {
+        // SAFETY: `Blocks::clear` frees blocks, and its contract is that nobody holds one then.
+        unsafe { self.0.as_ref() }
+    }
+
+    /// The first instruction; the others follow.
+    #[inline(always)]
+    pub(crate) fn first(self) -> *const Insn {
+        // SAFETY: the instructions begin right after the header, in the same allocation.
+        unsafe { self.0.as_ptr().add(1).cast() }
+    }
+
+    /// The instructions.
+    pub(crate) fn insns<'a>(self) -> &'a [Insn] {
+        // SAFETY: as in `header`; that many were written behind it.
+        unsafe { std::slice::from_raw_parts(self.first(), usize::from(self.header().len)) }
+    }
+}
+
+/// Memory for blocks, given out in order and freed all at once.
+#[derive(Debug, Default)]
+struct Arena {
+    chunks: Vec<NonNull<[Line; CHUNK]>>,
+    /// Lines given out of the last chunk.
+    used: usize,
+}
+
+/// A cache line.
+#[derive(Debug, Clone, Copy)]
+#[repr(align(64))]
+struct Line(#[expect(dead_code, reason = "it is space")] [u64; 8]);
+
+/// Lines of a chunk: 256 KiB.
+const CHUNK: usize = 4096;
+/// Chunks before everything is dropped: 40 MiB.
+const MAX_CHUNKS: usize = 160;
+
+impl Arena {
+    /// Space for a block of that many instructions.
+    fn allocate(&mut self, insns: usize) -> NonNull<Block> {
+        let lines = 1 + (insns * size_of::<Insn>()).div_ceil(size_of::<Line>());
+        assert!(lines <= CHUNK, "a block has at most {MAX_INSNS} instructions");
+        let chunk = match self.chunks.last() {
+            Some(&chunk) if self.used + lines <= CHUNK => chunk,
+            _ => {
+                let zero = vec![Line([0; 8]); CHUNK].into_boxed_slice();
+                let zero: Box<[Line; CHUNK]> =
+                    zero.try_into().unwrap_or_else(|_| unreachable!("it has that length"));
+                let chunk = NonNull::from(Box::leak(zero));
+                self.chunks.push(chunk);
+                self.used = 0;
+                chunk
+            }
+        };
+        // SAFETY: `used` is within the chunk.
+        let at = unsafe { chunk.cast::<Line>().add(self.used) };
+        self.used += lines;
+        at.cast()
+    }
+
+    fn clear(&mut self) {
+        for chunk in self.chunks.drain(..) {
+            // SAFETY: leaked by `allocate`, freed only here.
+            drop(unsafe { Box::from_raw(chunk.as_ptr()) });
+        }
+        self.used = 0;
+    }
+}
 
 /// Multiplies; the keys are addresses.
 #[derive(Debug, Default)]
@@ -107,9 +222,7 @@ pub struct Blocks {
     map: Map<BlockRef>,
     pages: Map<Page>,
     /// Every block since the last [`Blocks::clear`], dropped ones too: the owner.
-    all: Vec<BlockRef>,
-    /// Instructions in them.
-    insns: usize,
+    arena: Arena,
     /// Counts [`Blocks::clear`]: jump caches filled before point nowhere.
     pub(crate) generation: u64,
     /// Counts pages that became code: store tags given before may be to code.
@@ -125,6 +238,9 @@ impl Drop for Blocks {
     }
 }
 
+/// Address bits of a key.
+const ADDRESS: u64 = (1 << 48) - 1;
+
 /// What a block is known by: where it is, how wide code is there, and whether it is a single instruction.
 pub(crate) fn key(gpa: u64, bits: u32, single: bool) -> u64 {
     gpa | u64::from(bits) << 48 | u64::from(single) << 60
@@ -136,19 +252,36 @@ impl Blocks {
         self.map.get(&key).copied()
     }
 
-    /// Takes a new one in. `true` with it: a page became code.
+    /// Takes a new one in: at most [`MAX_INSNS`], from `bytes` bytes at the key's address and, if it crosses, `more` at
+    /// the begin of another page. `true` with it: a page became code.
     pub(crate) fn insert(
         &mut self,
         key: u64,
-        insns: Box<[Insn]>,
+        insns: &[Insn],
         sync: bool,
-        parts: [(u64, u64); 2],
+        bytes: u16,
+        (other, more): (u64, u8),
     ) -> (BlockRef, bool) {
-        self.insns += insns.len();
-        let count = Cell::new(insns.len() as u32);
-        let block = Box::new(Block { insns, count, sync, parts, key });
-        let block = NonNull::from(Box::leak(block));
-        self.all.push(block);
+        let nowhere = || Cell::new(Link { block: None });
+        let header = Block {
+            count: Cell::new(insns.len() as u32),
+            len: insns.len() as u16,
+            start: (key & 0xFFF) as u16,
+            bytes,
+            more,
+            sync,
+            links: [nowhere(), nowhere()],
+            key,
+            other,
+        };
+        let parts = header.parts();
+        let block = BlockRef(self.arena.allocate(insns.len()));
+        // SAFETY: that much space was allocated, and nobody else knows it yet.
+        unsafe {
+            block.0.as_ptr().write(header);
+            let first = block.0.as_ptr().add(1).cast::<Insn>();
+            first.copy_from_nonoverlapping(insns.as_ptr(), insns.len());
+        }
         self.map.insert(key, block);
         let mut fresh = false;
         for (at, len) in parts.into_iter().filter(|&(_, len)| len > 0) {
@@ -165,19 +298,15 @@ impl Blocks {
 
     /// No further block fits before [`Blocks::clear`].
     pub(crate) fn is_full(&self) -> bool {
-        self.insns >= CAPACITY
+        self.arena.chunks.len() >= MAX_CHUNKS
     }
 
     /// Drops and frees everything. No block may be running, and every jump cache has to be emptied before its next use.
     pub(crate) fn clear(&mut self) {
         self.map.clear();
         self.pages.clear();
-        self.insns = 0;
+        self.arena.clear();
         self.generation += 1;
-        for block in self.all.drain(..) {
-            // SAFETY: leaked by `insert`, freed only here, and by the contract nobody looks at it again.
-            drop(unsafe { Box::from_raw(block.as_ptr()) });
-        }
     }
 
     /// The page at this address holds code.
@@ -194,20 +323,17 @@ impl Blocks {
         }
         let mut dropped = Vec::new();
         page.blocks.retain(|&block| {
-            // SAFETY: blocks live until `clear`.
-            let live = unsafe { block.as_ref() };
-            let hit = live.touches(gpa, len);
+            let hit = block.header().touches(gpa, len);
             if hit {
                 dropped.push(block);
             }
             !hit
         });
         for block in dropped {
-            // SAFETY: blocks live until `clear`.
-            let dead = unsafe { block.as_ref() };
+            let dead = block.header();
             dead.count.set(DEAD);
             self.map.remove(&dead.key);
-            for (at, _) in dead.parts.into_iter().filter(|&(_, len)| len > 0) {
+            for (at, _) in dead.parts().into_iter().filter(|&(_, len)| len > 0) {
                 self.forget(at >> 12, block);
             }
         }
@@ -223,9 +349,9 @@ impl Blocks {
         }
         page.lines = 0;
         for block in &page.blocks {
-            // SAFETY: blocks live until `clear`.
-            let block = unsafe { block.as_ref() };
-            for (at, len) in block.parts.into_iter().filter(|&(at, len)| len > 0 && at >> 12 == number) {
+            for (at, len) in
+                block.header().parts().into_iter().filter(|&(at, len)| len > 0 && at >> 12 == number)
+            {
                 page.lines |= lines(at, len);
             }
         }
@@ -243,8 +369,13 @@ fn lines(gpa: u64, len: u64) -> u64 {
 mod tests {
     use super::*;
 
-    fn block(blocks: &mut Blocks, gpa: u64, len: u64) -> BlockRef {
-        blocks.insert(key(gpa, 64, false), Box::new([]), false, [(gpa, len), (0, 0)]).0
+    fn block(blocks: &mut Blocks, gpa: u64, bytes: u16) -> BlockRef {
+        blocks.insert(key(gpa, 64, false), &[], false, bytes, (0, 0)).0
+    }
+
+    #[test]
+    fn a_header_is_a_cache_line() {
+        assert_eq!(size_of::<Block>(), 64);
     }
 
     #[test]
@@ -258,11 +389,9 @@ mod tests {
     #[test]
     fn only_touched_blocks_are_dropped() {
         let mut blocks = Blocks::default();
-        let a = block(&mut blocks, 0x1000, 16);
-        let b = block(&mut blocks, 0x1010, 16);
+        let a = block(&mut blocks, 0x1000, 16).header();
+        let b = block(&mut blocks, 0x1010, 16).header();
         blocks.changed(0x100F, 1);
-        // SAFETY: not cleared yet.
-        let (a, b) = unsafe { (a.as_ref(), b.as_ref()) };
         assert!(a.is_dead() && !b.is_dead());
         assert!(blocks.find(key(0x1000, 64, false)).is_none());
         assert!(blocks.covers(0x1000));
@@ -273,12 +402,25 @@ mod tests {
     #[test]
     fn a_block_across_pages_notices_both() {
         let mut blocks = Blocks::default();
-        let parts = [(0x1FFE, 2), (0x5000, 3)];
-        let (block, fresh) = blocks.insert(key(0x1FFE, 64, false), Box::new([]), false, parts);
+        let (block, fresh) = blocks.insert(key(0x1FFE, 64, false), &[], false, 2, (0x5000, 3));
         assert!(fresh && blocks.covers(0x1000) && blocks.covers(0x5000));
         blocks.changed(0x5002, 1);
-        // SAFETY: not cleared yet.
-        assert!(unsafe { block.as_ref() }.is_dead());
+        assert!(block.header().is_dead());
         assert!(!blocks.covers(0x1000) && !blocks.covers(0x5000));
+    }
+
+    #[test]
+    fn links_stay_within_a_page() {
+        let mut blocks = Blocks::default();
+        let a = block(&mut blocks, 0x1000, 16);
+        let b = block(&mut blocks, 0x1010, 16);
+        let c = block(&mut blocks, 0x2000, 16);
+        a.header().set_next(16, b);
+        a.header().set_next(0x1000, c);
+        assert_eq!(a.header().next(16), Some(b));
+        assert_eq!(a.header().next(0x1000), None);
+        assert_eq!(a.header().next(8), None);
+        b.header().set_next(16_u64.wrapping_neg(), a);
+        assert_eq!(b.header().next(16_u64.wrapping_neg()), Some(a));
     }
 }

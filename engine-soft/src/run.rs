@@ -5,7 +5,7 @@
 use engine::ExitKind;
 use engine::state::{Activity, SystemRegisters};
 
-use crate::block::{Block, BlockRef, MAX_INSNS, key};
+use crate::block::{BlockRef, MAX_INSNS, key};
 use crate::cpu::Cpu;
 use crate::decode::{Decoded, decode};
 use crate::flags::bit;
@@ -119,8 +119,7 @@ impl Progress {
 
     /// A stretch of memory holds the code that is being executed.
     pub(crate) fn is_running(&self, gpa: u64, len: usize) -> bool {
-        // SAFETY: the current block is not freed before the run loop has left it.
-        self.current.is_some_and(|block| unsafe { block.as_ref() }.touches(gpa, len))
+        self.current.is_some_and(|block| block.header().touches(gpa, len))
     }
 }
 
@@ -182,17 +181,16 @@ impl Cpu {
         let unpaid = self.progress.unpaid;
         let next = self.gpr[RIP_SLOT];
         let Some(block) = self.progress.current else { return (next, begun) };
-        // SAFETY: the current block is not freed before the run loop has left it.
-        let block = unsafe { block.as_ref() };
+        let insns = block.insns();
         let mut rip = self.progress.entry;
-        for (n, insn) in block.insns.iter().enumerate() {
+        for (n, insn) in insns.iter().enumerate() {
             let after = rip.wrapping_add(u64::from(insn.len));
             if after == next {
-                return (rip, begun + unpaid - (block.insns.len() - n) as u64);
+                return (rip, begun + unpaid - (insns.len() - n) as u64);
             }
             rip = after;
         }
-        (self.progress.entry, begun + unpaid - block.insns.len() as u64)
+        (self.progress.entry, begun + unpaid - insns.len() as u64)
     }
 
     fn run_on(&mut self) -> Stop {
@@ -250,59 +248,100 @@ impl Cpu {
 
     /// From block to block.
     fn run_blocks(&mut self) -> Left {
+        let mut rip = self.gpr[RIP_SLOT];
+        let mut block = match self.lookup(rip) {
+            Ok(block) => block,
+            Err(Trap) => return self.trapped(0),
+        };
         loop {
-            let rip = self.gpr[RIP_SLOT];
-            let jump = self.progress.jumps[jump_index(rip)];
-            let block = match jump.block {
-                Some(block) if jump.tag == rip ^ self.progress.mode => block,
-                _ => match self.find(rip, false) {
+            let count = u64::from(block.header().count());
+            if self.progress.remaining < count {
+                if !block.header().is_dead() {
+                    return self.run_partly(block, rip, count);
+                }
+                block = match self.lookup(rip) {
                     Ok(block) => block,
                     Err(Trap) => return self.trapped(0),
-                },
-            };
-            // SAFETY: the jump cache and `find` give blocks that live at least until the run loop clears them.
-            let block: &Block = unsafe { &*block.as_ptr() };
-            let count = u64::from(block.count());
-            if self.progress.remaining < count {
-                if block.is_dead() {
-                    self.progress.jumps[jump_index(rip)].tag = NO_JUMP;
-                    continue;
-                }
-                if self.progress.remaining == 0 {
-                    return Left::Look;
-                }
-                let affordable = self.progress.remaining;
-                self.progress.unpaid = count - affordable;
-                let partly = self.execute(block, rip, affordable);
-                self.progress.unpaid = 0;
-                return partly.err().unwrap_or(Left::Look);
+                };
+                continue;
             }
             if let Err(left) = self.execute(block, rip, count) {
                 return left;
             }
-            if block.sync {
+            if block.header().sync {
+                self.progress.current = None;
                 return Left::Look;
             }
+            let next = self.gpr[RIP_SLOT];
+            let ahead = next.wrapping_sub(rip);
+            rip = next;
+            block = match block.header().next(ahead) {
+                Some(block) => block,
+                None => match self.follow(block, ahead, rip) {
+                    Ok(next) => next,
+                    Err(Trap) => return self.trapped(0),
+                },
+            };
         }
     }
 
-    /// The first `count` instructions of a block.
+    /// The block that comes after another one.
     #[inline(always)]
-    fn execute(&mut self, block: &Block, rip: u64, count: u64) -> Result<(), Left> {
+    fn follow(&mut self, block: BlockRef, ahead: u64, rip: u64) -> Step<BlockRef> {
+        let generation = self.progress.generation;
+        let next = self.lookup(rip)?;
+        // Making room for the next block may have freed this one.
+        if generation == self.progress.generation {
+            block.header().set_next(ahead, next);
+        }
+        Ok(next)
+    }
+
+    /// As much of a block as the budget covers.
+    #[cold]
+    #[inline(never)]
+    fn run_partly(&mut self, block: BlockRef, rip: u64, count: u64) -> Left {
+        let affordable = self.progress.remaining;
+        if affordable == 0 {
+            self.progress.current = None;
+            return Left::Look;
+        }
+        self.progress.unpaid = count - affordable;
+        let partly = self.execute(block, rip, affordable);
+        self.progress.unpaid = 0;
+        self.progress.current = None;
+        partly.err().unwrap_or(Left::Look)
+    }
+
+    /// The first `count` instructions of a block, at least one. Afterwards the block is still the current one, if no
+    /// instruction trapped.
+    #[inline(always)]
+    fn execute(&mut self, block: BlockRef, rip: u64, count: u64) -> Result<(), Left> {
         self.progress.remaining -= count;
-        self.progress.current = Some(BlockRef::from(block));
+        self.progress.current = Some(block);
         self.progress.entry = rip;
+        let first = block.first();
+        // SAFETY: a block has as many instructions as it says.
+        let end = unsafe { first.add(count as usize) };
+        let mut at = first;
         let mut next = rip;
-        for (n, insn) in block.insns[..count as usize].iter().enumerate() {
+        loop {
+            // SAFETY: between `first` and `end`, and blocks are not freed while they run.
+            let insn = unsafe { &*at };
             next = next.wrapping_add(u64::from(insn.len));
             self.gpr[RIP_SLOT] = next;
+            // SAFETY: as above; at most `end`.
+            at = unsafe { at.add(1) };
             if (insn.exec)(self, insn).is_err() {
                 self.gpr[RIP_SLOT] = next.wrapping_sub(u64::from(insn.len));
-                return Err(self.trapped(count - n as u64));
+                // SAFETY: both are in the same block.
+                let undone = unsafe { end.offset_from(at) } as u64 + 1;
+                return Err(self.trapped(undone));
+            }
+            if at == end {
+                return Ok(());
             }
         }
-        self.progress.current = None;
-        Ok(())
     }
 
     /// After a trap: `undone` instructions were paid for and not done, the trapped one among them.
@@ -370,11 +409,11 @@ impl Cpu {
             return self.fault(vector::DB, None).err().map(Stop::Exit);
         }
         self.progress.stepping = true;
-        let left = match self.find(rip, true) {
-            // SAFETY: `find` gives blocks that live at least until the run loop clears them.
-            Ok(block) => self.execute(unsafe { &*block.as_ptr() }, rip, 1),
+        let left = match self.find_in_map(rip, true) {
+            Ok(block) => self.execute(block, rip, 1),
             Err(Trap) => Err(self.trapped(0)),
         };
+        self.progress.current = None;
         self.progress.stepping = false;
         self.replay.1 = 0;
         match left {
@@ -401,51 +440,55 @@ impl Cpu {
         }
     }
 
-    /// The block at an instruction pointer: from the map, or made now.
-    #[cold]
-    #[inline(never)]
-    fn find(&mut self, rip: u64, single: bool) -> Step<BlockRef> {
-        let va = self.code_address(rip)?;
-        let gpa = self.translate(va, Access::Execute)?;
-        let bits = self.code_bits();
-        let name = key(gpa, bits, single);
-        let known = self.shared.blocks.find(name);
-        let block = match known {
-            Some(block) => block,
-            None => self.build(va, gpa, bits, single)?,
-        };
-        // SAFETY: just found or made.
-        let crossing = unsafe { block.as_ref() }.crosses();
-        if crossing {
-            // Its second page may be mapped elsewhere by now.
-            let next = va.wrapping_add(PAGE) & !(PAGE - 1);
-            let second =
-                self.translate(if self.long { next } else { next & 0xFFFF_FFFF }, Access::Execute)?;
-            // SAFETY: as above.
-            if !unsafe { block.as_ref() }.continues_at(second) {
-                self.shared.blocks.changed(gpa, 1);
-                let block = self.build(va, gpa, bits, single)?;
-                return Ok(self.remember(rip, block, single));
-            }
+    /// The live block at an instruction pointer.
+    #[inline(always)]
+    fn lookup(&mut self, rip: u64) -> Step<BlockRef> {
+        let jump = &self.progress.jumps[jump_index(rip)];
+        if jump.tag == rip ^ self.progress.mode
+            && let Some(block) = jump.block
+            && !block.header().is_dead()
+        {
+            return Ok(block);
         }
-        Ok(self.remember(rip, block, single))
+        self.find(rip)
     }
 
-    fn remember(&mut self, rip: u64, block: BlockRef, single: bool) -> BlockRef {
-        if single {
-            return block;
-        }
-        // SAFETY: just found or made.
-        let crossing = unsafe { block.as_ref() }.crosses();
+    /// The block at an instruction pointer, from the map or made now; it goes into the jump cache.
+    #[cold]
+    #[inline(never)]
+    fn find(&mut self, rip: u64) -> Step<BlockRef> {
+        // A walk on the way, or building, is nobody's instruction.
+        self.progress.current = None;
+        let block = self.find_in_map(rip, false)?;
         let index = jump_index(rip);
-        if crossing || !self.tlb.is_global(self.progress.code_base.wrapping_add(rip)) {
+        if block.header().crosses() || !self.tlb.is_global(self.progress.code_base.wrapping_add(rip)) {
             self.progress.local.push(index as u16);
             if self.progress.local.len() >= 4 * JUMPS {
                 self.progress.forget();
             }
         }
         self.progress.jumps[index] = Jump { tag: rip ^ self.progress.mode, block: Some(block) };
-        block
+        Ok(block)
+    }
+
+    fn find_in_map(&mut self, rip: u64, single: bool) -> Step<BlockRef> {
+        let va = self.code_address(rip)?;
+        let gpa = self.translate(va, Access::Execute)?;
+        let bits = self.code_bits();
+        let Some(block) = self.shared.blocks.find(key(gpa, bits, single)) else {
+            return self.build(va, gpa, bits, single);
+        };
+        if block.header().crosses() {
+            // Its second page may be mapped elsewhere by now.
+            let next = va.wrapping_add(PAGE) & !(PAGE - 1);
+            let second =
+                self.translate(if self.long { next } else { next & 0xFFFF_FFFF }, Access::Execute)?;
+            if !block.header().continues_at(second) {
+                self.shared.blocks.changed(gpa, 1);
+                return self.build(va, gpa, bits, single);
+            }
+        }
+        Ok(block)
     }
 
     /// Linear address of an instruction, checked against the code segment.
@@ -484,7 +527,7 @@ impl Cpu {
                 break;
             }
         }
-        let mut parts = [(gpa, at as u64), (0, 0)];
+        let (mut here_bytes, mut other) = (at, (0, 0));
         if insns.is_empty() {
             // It crosses into the next page.
             let next = va.wrapping_add(here as u64);
@@ -498,16 +541,16 @@ impl Cpu {
             self.shared.ram.read(second, &mut whole[here..]);
             let Some(Decoded { insn, sync: look, .. }) = decode(bits, &whole) else { return self.ud() };
             sync = look;
-            parts = [(gpa, here as u64), (second, u64::from(insn.len).saturating_sub(here as u64))];
+            here_bytes = here;
+            other = (second, insn.len.saturating_sub(here as u8));
             insns.push(insn);
         }
         let name = key(gpa, bits, single);
-        let (block, fresh) = self.shared.blocks.insert(name, insns.into_boxed_slice(), sync, parts);
+        let (block, fresh) = self.shared.blocks.insert(name, &insns, sync, here_bytes as u16, other);
         if fresh {
-            for (at, len) in parts {
-                if len > 0 {
-                    self.tlb.protect(at);
-                }
+            self.tlb.protect(gpa);
+            if other.1 > 0 {
+                self.tlb.protect(other.0);
             }
             self.progress.epoch = self.shared.blocks.epoch;
         }
