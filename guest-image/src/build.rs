@@ -18,7 +18,7 @@ use crate::store::{Store, write_atomically};
 use crate::{libraries, skeleton};
 
 /// Where init finds the modules to load, one path a line.
-const MODULE_LIST: &str = "/etc/nvsim/modules";
+pub(crate) const MODULE_LIST: &str = "/etc/nvsim/modules";
 
 /// The packages that a recipe came to, with the package lists of one moment.
 #[derive(Debug, Serialize, Deserialize)]

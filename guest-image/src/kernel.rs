@@ -129,7 +129,7 @@ fn u32_at(data: &[u8], at: usize) -> std::result::Result<usize, String> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use object::elf;
     use proptest::prelude::*;

@@ -69,10 +69,37 @@ impl Modules {
     ) -> Result<Vec<String>> {
         let wanted: Vec<String> =
             spec.boot.iter().chain(&spec.on_demand).map(|name| underscored(name)).collect();
-        let unpacked = self.unpack(&wanted, release, &spec.strip, origin)?;
+        let unpacked = self.lay_down(tree, release, &wanted, &spec.strip, origin)?;
+        let boot: Vec<String> = spec.boot.iter().map(|name| underscored(name)).collect();
+        Ok(paths(&unpacked, &boot, release))
+    }
+
+    /// Puts every module into `tree`, as it is. Gives the paths of those of `boot` that there are, in order.
+    pub(crate) fn install_all(
+        &self,
+        tree: &mut Tree,
+        release: &str,
+        boot: &[&str],
+        origin: &Path,
+    ) -> Result<Vec<String>> {
+        let all: Vec<String> = self.packed.keys().cloned().collect();
+        let unpacked = self.lay_down(tree, release, &all, &[], origin)?;
+        let boot: Vec<String> = boot.iter().map(|name| underscored(name)).collect();
+        Ok(paths(&unpacked, &boot, release))
+    }
+
+    fn lay_down(
+        &self,
+        tree: &mut Tree,
+        release: &str,
+        wanted: &[String],
+        strip: &[Strip],
+        origin: &Path,
+    ) -> Result<BTreeMap<String, Module>> {
+        let unpacked = self.unpack(wanted, release, strip, origin)?;
         let folder = format!("/lib/modules/{release}");
         let (mut dep, mut alias) = (String::new(), String::new());
-        for (name, module) in ordered(&unpacked, &wanted) {
+        for (name, module) in ordered(&unpacked, wanted) {
             tree.file(&format!("{folder}/{}", module.path), 0o644, module.data.clone());
             // modules.dep lists dependencies nearest first; modprobe loads them from the end.
             let needs = ordered(&unpacked, &[name.to_owned()]);
@@ -88,8 +115,7 @@ impl Modules {
         {
             tree.file(&format!("{folder}/modules.{index}"), 0o644, text);
         }
-        let boot: Vec<String> = spec.boot.iter().map(|name| underscored(name)).collect();
-        Ok(ordered(&unpacked, &boot).iter().map(|(_, module)| format!("{folder}/{}", module.path)).collect())
+        Ok(unpacked)
     }
 
     /// The loadable modules among `wanted` and all they depend on.
@@ -177,6 +203,14 @@ fn ordered<'a>(modules: &'a BTreeMap<String, Module>, wanted: &[String]) -> Vec<
         visit(modules, name, &mut seen, &mut order);
     }
     order
+}
+
+/// Where the modules that `wanted` needs are in the guest, in order.
+fn paths(modules: &BTreeMap<String, Module>, wanted: &[String], release: &str) -> Vec<String> {
+    ordered(modules, wanted)
+        .iter()
+        .map(|(_, module)| format!("/lib/modules/{release}/{}", module.path))
+        .collect()
 }
 
 /// Module names have underscores where file names may have dashes.

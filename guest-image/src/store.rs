@@ -144,10 +144,9 @@ impl Store {
     pub(crate) fn vmlinux(&self, data: &[u8], origin: &Path) -> Result<(PathBuf, String)> {
         let folder = self.root.join("vmlinux");
         let path = folder.join(blake3::hash(data).to_hex().as_str());
-        if path.exists() {
-            if let Some(release) = crate::kernel::release(data) {
-                return Ok((path, release));
-            }
+        match crate::kernel::release(data) {
+            Some(release) if path.exists() => return Ok((path, release)),
+            _ => {}
         }
         let kernel = Kernel::unpack(data, origin)?;
         fs::create_dir_all(&folder).at("create", &folder)?;
