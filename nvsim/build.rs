@@ -9,7 +9,8 @@ use std::process::Command;
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 fn main() {
-    let var = |name: &str| PathBuf::from(std::env::var_os(name).unwrap_or_else(|| panic!("cargo sets {name}")));
+    let var =
+        |name: &str| PathBuf::from(std::env::var_os(name).unwrap_or_else(|| panic!("cargo sets {name}")));
     let agent = var("CARGO_MANIFEST_DIR").join("../guest-agent");
     let folder = var("OUT_DIR").join("agent");
     println!("cargo::rerun-if-changed={}", agent.join("src").display());

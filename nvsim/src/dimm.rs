@@ -53,7 +53,8 @@ fn create(specs: &[DimmSpec]) -> Result<()> {
         match spec.set.as_deref() {
             None => drop(offline::create(std::slice::from_ref(spec), &[], &entropy)?),
             Some(set) if !done.contains(&set) => {
-                let members: Vec<DimmSpec> = specs.iter().filter(|s| s.set.as_deref() == Some(set)).cloned().collect();
+                let members: Vec<DimmSpec> =
+                    specs.iter().filter(|s| s.set.as_deref() == Some(set)).cloned().collect();
                 offline::create(&members, &[], &entropy)?;
                 done.push(set);
             }
@@ -70,7 +71,9 @@ fn found(paths: &[PathBuf]) -> Result<Vec<DimmInfo>> {
         if path.is_dir() {
             all.extend(offline::ls(path)?);
         } else {
-            all.extend(offline::info(std::slice::from_ref(path))?.into_iter().flat_map(|region| region.dimms));
+            all.extend(
+                offline::info(std::slice::from_ref(path))?.into_iter().flat_map(|region| region.dimms),
+            );
         }
     }
     Ok(all)
@@ -79,7 +82,10 @@ fn found(paths: &[PathBuf]) -> Result<Vec<DimmInfo>> {
 fn dimms(dimms: &[DimmInfo]) {
     let mut rows = table(&["FILE", "SIZE", "ON DISK", "ID", "DOMAIN", "SET", "STATE"]);
     for dimm in dimms {
-        let set = dimm.set.as_ref().map_or_else(|| "-".to_owned(), |set| format!("{} {}/{}", set.name, set.position + 1, set.ways));
+        let set = dimm
+            .set
+            .as_ref()
+            .map_or_else(|| "-".to_owned(), |set| format!("{} {}/{}", set.name, set.position + 1, set.ways));
         let mut state = Vec::new();
         if dimm.left_on {
             state.push("left on".to_owned());
@@ -91,7 +97,11 @@ fn dimms(dimms: &[DimmInfo]) {
             state.push(format!("{} poisoned ranges", dimm.poison.len()));
         }
         let state = if state.is_empty() { "good".to_owned() } else { state.join(", ") };
-        let domain = if dimm.domain == dimm.kept { dimm.domain.to_string() } else { format!("{} (keeps as {})", dimm.domain, dimm.kept) };
+        let domain = if dimm.domain == dimm.kept {
+            dimm.domain.to_string()
+        } else {
+            format!("{} (keeps as {})", dimm.domain, dimm.kept)
+        };
         rows.add_row([
             dimm.file.display().to_string(),
             human(dimm.size),
@@ -145,7 +155,10 @@ fn label_areas(areas: &[LabelsInfo]) {
             println!("  {problem}");
             continue;
         }
-        println!("  labels v{}, {} slots, index block {} is current (sequence {})", area.version, area.slots, area.current, area.sequence);
+        println!(
+            "  labels v{}, {} slots, index block {} is current (sequence {})",
+            area.version, area.slots, area.current, area.sequence
+        );
         let mut rows = table(&["  SLOT", "DPA", "SIZE", "POSITION", "SET COOKIE", "UUID", "NAME"]);
         for label in &area.labels {
             rows.add_row([

@@ -78,7 +78,9 @@ fn cpu() -> Check {
         name: "cpu",
         verdict: Verdict::Bad,
         finding: format!("not x86-64-v2: no {}", missing.join(", ")),
-        remedy: Some("run nvsim on a host whose CPU is from 2010 or later, or give the virtual machine such a CPU"),
+        remedy: Some(
+            "run nvsim on a host whose CPU is from 2010 or later, or give the virtual machine such a CPU",
+        ),
     }
 }
 
@@ -94,7 +96,9 @@ fn kvm() -> Check {
         Absent { reason } => (
             Verdict::Limited,
             format!("none: {reason}"),
-            Some("the software engine runs everywhere; for KVM join the group kvm or enable nested virtualisation"),
+            Some(
+                "the software engine runs everywhere; for KVM join the group kvm or enable nested virtualisation",
+            ),
         ),
     };
     Check { name: "kvm", verdict, finding, remedy }
@@ -102,14 +106,17 @@ fn kvm() -> Check {
 
 fn apt() -> Check {
     let version = std::process::Command::new("apt-get").arg("--version").output();
-    let line = version.ok().and_then(|out| String::from_utf8(out.stdout).ok()?.lines().next().map(str::to_owned));
+    let line =
+        version.ok().and_then(|out| String::from_utf8(out.stdout).ok()?.lines().next().map(str::to_owned));
     match line {
         Some(finding) => Check { name: "apt", verdict: Verdict::Good, finding, remedy: None },
         None => Check {
             name: "apt",
             verdict: Verdict::Limited,
             finding: "no apt-get: images cannot be built here".to_owned(),
-            remedy: Some("build on Debian or Ubuntu and copy ~/.cache/nvsim, or run --kernel FILE --initrd FILE"),
+            remedy: Some(
+                "build on Debian or Ubuntu and copy ~/.cache/nvsim, or run --kernel FILE --initrd FILE",
+            ),
         },
     }
 }

@@ -32,7 +32,8 @@ pub fn build(store: &Store, recipe: &str) -> Result<Image> {
 fn list(store: &Store, json: bool) -> Result<()> {
     let built = store.list();
     if json {
-        let manifests: Vec<&Manifest> = built.iter().filter_map(|(_, manifest)| manifest.as_ref().ok()).collect();
+        let manifests: Vec<&Manifest> =
+            built.iter().filter_map(|(_, manifest)| manifest.as_ref().ok()).collect();
         println!("{}", serde_json::to_string_pretty(&manifests)?);
         return Ok(());
     }

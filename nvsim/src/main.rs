@@ -20,7 +20,8 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     tracing_subscriber::fmt()
         .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_env("NVSIM_LOG").unwrap_or_else(|_| cli.log_level().into()),
+            tracing_subscriber::EnvFilter::try_from_env("NVSIM_LOG")
+                .unwrap_or_else(|_| cli.log_level().into()),
         )
         .with_writer(std::io::stderr)
         .without_time()

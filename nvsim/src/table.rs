@@ -6,7 +6,9 @@ use comfy_table::{ContentArrangement, Table, presets};
 pub fn table(heads: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
-    table.set_header(heads.iter().map(|head| comfy_table::Cell::new(head).add_attribute(comfy_table::Attribute::Bold)));
+    table.set_header(
+        heads.iter().map(|head| comfy_table::Cell::new(head).add_attribute(comfy_table::Attribute::Bold)),
+    );
     table
 }
 

@@ -23,7 +23,8 @@ impl Console {
 
     /// Kept in a file.
     pub fn file(path: &Path) -> Result<Self> {
-        let file = File::create(path).with_context(|| format!("Cannot write the console to {}", path.display()))?;
+        let file =
+            File::create(path).with_context(|| format!("Cannot write the console to {}", path.display()))?;
         Ok(Self { output: Box::new(BufWriter::new(file)), keyboard: None, failed: false })
     }
 
@@ -49,7 +50,11 @@ impl SerialBackend for Console {
         }
         // A line at a time to a file; at once to a person.
         let written = self.output.write_all(&[byte]);
-        let done = if byte == b'\n' || self.keyboard.is_some() { written.and_then(|()| self.output.flush()) } else { written };
+        let done = if byte == b'\n' || self.keyboard.is_some() {
+            written.and_then(|()| self.output.flush())
+        } else {
+            written
+        };
         if let Err(error) = done {
             self.failed = true;
             tracing::warn!("the guest's console can no longer be written: {error}");

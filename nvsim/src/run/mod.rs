@@ -69,7 +69,8 @@ pub fn run(args: RunArgs) -> Result<ExitCode> {
         anstream::eprintln!("{style}nvsim:{style:#} {message}");
     }
     if args.json {
-        let summary = Summary::new(&machine, &report, &told, &verdict, (ready - started, ready.elapsed()), args.hash);
+        let summary =
+            Summary::new(&machine, &report, &told, &verdict, (ready - started, ready.elapsed()), args.hash);
         summary.write(args.summary.as_deref())?;
     }
     Ok(ExitCode::from(verdict.code))

@@ -50,7 +50,10 @@ impl Plan {
         // Last of all, because missing files are made here.
         let dimms = OpenDimms::open(&args.nvdimm, &Entropy::from_seed(args.seed))?;
         let mount = args.mount == Mount::Auto;
-        let pmem = dimms.file_systems().into_iter().map(|fs| Pmem { fs: if mount { agents(fs) } else { agents(Fs::None) }, mount });
+        let pmem = dimms
+            .file_systems()
+            .into_iter()
+            .map(|fs| Pmem { fs: if mount { agents(fs) } else { agents(Fs::None) }, mount });
         let request = Request { pmem: pmem.collect(), job };
         Ok(Self { spec, dimms, engine: chosen.engine, request })
     }

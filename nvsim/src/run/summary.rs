@@ -78,9 +78,8 @@ impl<'a> Summary<'a> {
     pub fn write(&self, to: Option<&Path>) -> Result<()> {
         let text = serde_json::to_string_pretty(self)?;
         match to {
-            Some(path) => {
-                std::fs::write(path, text + "\n").with_context(|| format!("Cannot write the summary to {}", path.display()))
-            }
+            Some(path) => std::fs::write(path, text + "\n")
+                .with_context(|| format!("Cannot write the summary to {}", path.display())),
             None => {
                 eprintln!("{text}");
                 Ok(())

@@ -39,7 +39,10 @@ impl Terminal {
 
     /// Rows and columns, as long as they make sense.
     pub fn size(&self) -> Option<(u16, u16)> {
-        tcgetwinsize(&self.device).ok().map(|size| (size.ws_row, size.ws_col)).filter(|(rows, cols)| *rows > 0 && *cols > 0)
+        tcgetwinsize(&self.device)
+            .ok()
+            .map(|size| (size.ws_row, size.ws_col))
+            .filter(|(rows, cols)| *rows > 0 && *cols > 0)
     }
 }
 

@@ -31,31 +31,49 @@ impl Verdict {
     pub fn of(report: &Report, told: &Told, job: bool) -> Self {
         let bad = |code, what: String| {
             let lines = &report.console[report.console.len().saturating_sub(LAST_WORDS)..];
-            let words = if lines.is_empty() { String::new() } else { format!("; its last words:\n  {}", lines.join("\n  ")) };
+            let words = if lines.is_empty() {
+                String::new()
+            } else {
+                format!("; its last words:\n  {}", lines.join("\n  "))
+            };
             Self { code, message: Some(format!("{what}{words}")) }
         };
         if let Some(version) = told.foreign_agent {
-            let what = format!("The image's agent speaks protocol version {version}, not ours: rebuild it with `nvsim image build`");
+            let what = format!(
+                "The image's agent speaks protocol version {version}, not ours: rebuild it with `nvsim image build`"
+            );
             return Self { code: code::NO_STATUS, message: Some(what) };
         }
         match &report.outcome {
-            Outcome::PowerOff if told.broken_output => {
-                Self { code: code::NO_STATUS, message: Some("The command's output could not be written".to_owned()) }
+            Outcome::PowerOff if told.broken_output => Self {
+                code: code::NO_STATUS,
+                message: Some("The command's output could not be written".to_owned()),
+            },
+            Outcome::PowerOff | Outcome::Exit(_) if told.status.is_some() => {
+                Self { code: told.status.unwrap_or(0), message: None }
             }
-            Outcome::PowerOff | Outcome::Exit(_) if told.status.is_some() => Self { code: told.status.unwrap_or(0), message: None },
             Outcome::PowerOff if !job => Self { code: 0, message: None },
-            Outcome::PowerOff => bad(code::NO_STATUS, "The guest powered off before the command ended".to_owned()),
+            Outcome::PowerOff => {
+                bad(code::NO_STATUS, "The guest powered off before the command ended".to_owned())
+            }
             Outcome::Exit(status) => Self { code: u8::try_from(*status).unwrap_or(u8::MAX), message: None },
             Outcome::Panic => bad(code::PANIC, "The guest's kernel panicked".to_owned()),
-            Outcome::TripleFault => bad(code::TRIPLE_FAULT, "The guest's CPU shut down (triple fault)".to_owned()),
+            Outcome::TripleFault => {
+                bad(code::TRIPLE_FAULT, "The guest's CPU shut down (triple fault)".to_owned())
+            }
             Outcome::Halted => bad(code::TRIPLE_FAULT, "The guest halted for ever".to_owned()),
             Outcome::Stuck { rip, bytes } => {
                 let hex: Vec<String> = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-                bad(code::STUCK, format!("The engine cannot execute the instruction {} at {rip:#x}", hex.join(" ")))
+                bad(
+                    code::STUCK,
+                    format!("The engine cannot execute the instruction {} at {rip:#x}", hex.join(" ")),
+                )
             }
             Outcome::Timeout => bad(code::TIMEOUT, "The time given by --timeout is over".to_owned()),
             Outcome::Stopped => Self { code: code::STOPPED, message: Some("Stopped".to_owned()) },
-            Outcome::InstructionLimit => Self { code: code::STOPPED, message: Some("The instruction limit is reached".to_owned()) },
+            Outcome::InstructionLimit => {
+                Self { code: code::STOPPED, message: Some("The instruction limit is reached".to_owned()) }
+            }
         }
     }
 }
@@ -74,8 +92,14 @@ mod tests {
 
     #[test]
     fn a_job_decides_the_exit_code() {
-        assert_eq!(Verdict::of(&report(Outcome::PowerOff), &told(Some(3)), true), Verdict { code: 3, message: None });
-        assert_eq!(Verdict::of(&report(Outcome::PowerOff), &told(None), false), Verdict { code: 0, message: None });
+        assert_eq!(
+            Verdict::of(&report(Outcome::PowerOff), &told(Some(3)), true),
+            Verdict { code: 3, message: None }
+        );
+        assert_eq!(
+            Verdict::of(&report(Outcome::PowerOff), &told(None), false),
+            Verdict { code: 0, message: None }
+        );
     }
 
     #[test]

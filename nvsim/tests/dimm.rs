@@ -1,0 +1,77 @@
+//! `nvsim dimm` and `--nvdimm`: what can be refused is refused, with a remedy, and nothing is lost.
+
+mod common;
+
+use common::nvsim;
+use tempfile::tempdir;
+
+#[test]
+fn create_info_label_ls() {
+    let folder = tempdir().unwrap();
+    nvsim(folder.path(), &["dimm", "create", "d.nvd,size=64M,name=db,serial=7"]).ok();
+    let info = nvsim(folder.path(), &["dimm", "info", "d.nvd", "--json"]).json();
+    assert_eq!(info[0]["namespaces"][0]["name"], "db");
+    assert_eq!(info[0]["dimms"][0]["serial"], 7);
+    let before = std::fs::read(folder.path().join("d.nvd")).unwrap();
+    assert!(nvsim(folder.path(), &["dimm", "label", "d.nvd"]).ok().contains("db"));
+    assert!(nvsim(folder.path(), &["dimm", "ls"]).ok().contains("d.nvd"));
+    assert_eq!(std::fs::read(folder.path().join("d.nvd")).unwrap(), before, "looking changes nothing");
+    let anew = [
+        "dimm",
+        "label",
+        "d.nvd",
+        "--erase",
+        "--namespace",
+        "mode=sector,size=32M,name=log",
+        "--namespace",
+        "mode=fsdax",
+    ];
+    nvsim(folder.path(), &anew).ok();
+    let info = nvsim(folder.path(), &["dimm", "info", "d.nvd", "--json"]).json();
+    assert_eq!(info[0]["namespaces"].as_array().unwrap().len(), 2);
+    assert_eq!(info[0]["namespaces"][0]["mode"], "sector");
+}
+
+#[test]
+fn an_existing_file_is_never_replaced() {
+    let folder = tempdir().unwrap();
+    std::fs::write(folder.path().join("mine"), "precious").unwrap();
+    let ran = nvsim(folder.path(), &["dimm", "create", "mine,size=64M"]);
+    assert_eq!(ran.code, 125);
+    assert!(ran.stderr.contains("mine"), "{}", ran.stderr);
+    let ran =
+        nvsim(folder.path(), &["run", "--engine", "soft", "--nvdimm", "mine,size=64M", "--exec", "true"]);
+    assert_eq!(ran.code, 125);
+    assert_eq!(std::fs::read(folder.path().join("mine")).unwrap(), b"precious");
+}
+
+#[test]
+fn mistakes_in_a_spec_are_explained() {
+    let folder = tempdir().unwrap();
+    for (spec, hint) in [
+        ("d.nvd,sise=1G", "size"),
+        ("d.nvd,size=3M", "2 MiB"),
+        ("d.nvd,size=big", "512M"),
+        ("d.nvd", "size"),
+        ("d.nvd,size=64M,domain=maybe", "eadr"),
+        ("d.nvd,size=64M,label-size=100", "label"),
+    ] {
+        let ran = nvsim(folder.path(), &["run", "--engine", "soft", "--exec", "true", "--nvdimm", spec]);
+        assert_ne!(ran.code, 0, "{spec}");
+        assert!(ran.stderr.contains(hint), "{spec}: {}", ran.stderr);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "{spec} left a file");
+    }
+}
+
+#[test]
+fn a_damaged_file_is_refused_and_left_alone() {
+    let folder = tempdir().unwrap();
+    let path = folder.path().join("d.nvd");
+    nvsim(folder.path(), &["dimm", "create", "d.nvd,size=64M"]).ok();
+    let whole = std::fs::read(&path).unwrap();
+    std::fs::write(&path, &whole[..1000]).unwrap();
+    let ran = nvsim(folder.path(), &["dimm", "info", "d.nvd"]);
+    assert_eq!(ran.code, 125);
+    assert!(ran.stderr.contains("d.nvd"), "{}", ran.stderr);
+    assert_eq!(std::fs::read(&path).unwrap(), &whole[..1000]);
+}
