@@ -1,16 +1,19 @@
 //! The board: every device in its place, and the paths between them and the processors.
 
+use std::ops::Range;
+
 use acpi_tables::Aml;
 use engine::{GuestMemory, Msi};
 use serde::{Deserialize, Serialize};
 
-use crate::Result;
+use crate::devices::virtio::{Block, DiskSpec, Entropy, VirtioDevice, VirtioMmio, VirtioMmioState};
 use crate::devices::{
     Action, Doorbell, IoApic, IoApicState, PmTimer, Power, Registers, Rtc, RtcState, Serial, SerialBackend,
     SerialPlace, SerialState, Snapshot, Wires, all_ones,
 };
 use crate::layout::{self, port};
 use crate::nvdimm::Nvdimms;
+use crate::{Error, Result};
 
 /// What the system control port B shows: the output of the speaker's timer, which some calibration loops wait for.
 const SYSTEM_CONTROL_B: u64 = 0x20;
@@ -26,6 +29,8 @@ pub struct BoardSpec {
     pub control: Box<dyn SerialBackend>,
     /// Seconds since 1970 that the clock shows at power-on.
     pub wall_clock: u64,
+    /// Decides what the entropy device says.
+    pub seed: u64,
     /// The NV-DIMMs in their places.
     pub nvdimms: Nvdimms,
     /// The guest's memory, for devices that reach into it.
@@ -49,7 +54,10 @@ pub struct Board {
     pm_timer: PmTimer,
     rtc: Rtc,
     doorbell: Doorbell,
+    virtio: Vec<VirtioMmio>,
     nvdimms: Nvdimms,
+    /// Guest memory that devices wrote, not yet told to the engine.
+    touched: Vec<Range<u64>>,
     memory: GuestMemory,
     wall_clock: u64,
 }
@@ -62,6 +70,7 @@ pub struct BoardState {
     pub console: SerialState,
     pub control: SerialState,
     pub rtc: RtcState,
+    pub virtio: Vec<VirtioMmioState>,
 }
 
 impl Board {
@@ -72,7 +81,7 @@ impl Board {
         let serial = |port, gsi, number, backend| {
             Serial::new(SerialPlace { port, gsi, number }, wires.line(gsi), backend)
         };
-        Self {
+        let mut board = Self {
             ioapic: IoApic::default(),
             console: serial(port::COM1, layout::COM1_GSI, 0, spec.console),
             control: serial(port::COM2, layout::COM2_GSI, 1, spec.control),
@@ -80,11 +89,35 @@ impl Board {
             pm_timer: PmTimer,
             rtc: Rtc::new(spec.wall_clock),
             doorbell: Doorbell,
+            virtio: Vec::new(),
+            touched: Vec::new(),
             nvdimms: spec.nvdimms,
             memory: spec.memory,
             wall_clock: spec.wall_clock,
             wires,
+        };
+        board.fill_slot(Box::new(Entropy::new(spec.seed)));
+        board
+    }
+
+    /// Puts a disk into the next free slot; `/dev/vda` is the first.
+    ///
+    /// # Errors
+    /// The file cannot be used, or there is no slot left.
+    pub fn plug(&mut self, disk: &DiskSpec) -> Result<()> {
+        if self.virtio.len() == usize::from(layout::VIRTIO_SLOTS) {
+            return Err(Error::VirtioSlots(self.virtio.len() + 1));
         }
+        // The entropy device has the first slot.
+        let n = self.virtio.len() as u8 - 1;
+        self.fill_slot(Box::new(Block::open(disk, n)?));
+        Ok(())
+    }
+
+    fn fill_slot(&mut self, device: Box<dyn VirtioDevice>) {
+        let slot = self.virtio.len() as u8;
+        let line = self.wires.line(layout::VIRTIO_GSI + slot);
+        self.virtio.push(VirtioMmio::new(slot, device, line, self.memory.clone()));
     }
 
     /// Back to power-up. What is outside the machine stays: backends, disks, NV-DIMMs.
@@ -94,6 +127,8 @@ impl Board {
         self.console.reset();
         self.control.reset();
         self.rtc = Rtc::new(self.wall_clock);
+        self.virtio.iter_mut().for_each(VirtioMmio::reset);
+        self.touched.clear();
         self.nvdimms.reset();
     }
 
@@ -124,8 +159,14 @@ impl Board {
 
     /// The device behind a guest-physical address and the offset in it.
     fn at_address(&mut self, address: u64) -> Option<(&mut dyn Registers, u64)> {
+        const VIRTIO_END: u64 = layout::VIRTIO + layout::VIRTIO_SLOTS as u64 * layout::VIRTIO_STRIDE - 1;
         const IOAPIC_END: u64 = layout::IOAPIC + layout::IOAPIC_SIZE - 1;
         match address {
+            layout::VIRTIO..=VIRTIO_END => {
+                let offset = address - layout::VIRTIO;
+                let slot = usize::try_from(offset / layout::VIRTIO_STRIDE).ok()?;
+                Some((self.virtio.get_mut(slot)?, offset % layout::VIRTIO_STRIDE))
+            }
             layout::IOAPIC..=IOAPIC_END => Some((&mut self.ioapic, address - layout::IOAPIC)),
             _ => None,
         }
@@ -153,6 +194,7 @@ impl Board {
         if size != 4 {
             return;
         }
+        self.touched.push(layout::DSM_MAILBOX);
         match self.nvdimms.ring(&self.memory) {
             Ok(call) => tracing::debug!(handle = ?call.handle, function = call.function, "a DSM call"),
             Err(error) => tracing::error!(%error, "the NV-DIMMs' mailbox is not in guest memory"),
@@ -187,6 +229,13 @@ impl Board {
         self.wires.take().filter_map(|pin| self.ioapic.edge(pin))
     }
 
+    /// Guest memory that devices have written since the last call.
+    pub fn take_touched(&mut self) -> Vec<Range<u64>> {
+        let mut touched = std::mem::take(&mut self.touched);
+        self.virtio.iter_mut().for_each(|slot| touched.append(&mut slot.take_touched()));
+        touched
+    }
+
     /// AML for the root of the name space.
     #[must_use]
     pub fn root_aml(&self) -> Vec<u8> {
@@ -197,6 +246,7 @@ impl Board {
     #[must_use]
     pub fn system_bus_aml(&self) -> Vec<u8> {
         let mut aml = print(&[&self.console, &self.control, &self.rtc]);
+        self.virtio.iter().for_each(|slot| slot.to_aml_bytes(&mut aml));
         if self.has_nvdimms() {
             aml.extend(self.nvdimms.aml());
         }
@@ -229,10 +279,19 @@ impl Snapshot for Board {
             console: self.console.save(),
             control: self.control.save(),
             rtc: self.rtc.save(),
+            virtio: self.virtio.iter().map(Snapshot::save).collect(),
         }
     }
 
     fn restore(&mut self, state: BoardState) -> Result<()> {
+        if state.virtio.len() != self.virtio.len() {
+            let reason =
+                format!("{} virtio slots are filled instead of {}", state.virtio.len(), self.virtio.len());
+            return Err(Error::BadState { device: "the board", reason });
+        }
+        for (slot, state) in self.virtio.iter_mut().zip(state.virtio) {
+            slot.restore(state)?;
+        }
         self.ioapic.restore(state.ioapic)?;
         self.console.restore(state.console)?;
         self.control.restore(state.control)?;
@@ -256,7 +315,7 @@ mod tests {
         let nvdimms = dimms.place(plan.persistent()).unwrap();
         let memory = crate::memory::map(&plan, nvdimms.memory()).unwrap();
         let (console, control) = (Box::new(Unconnected), Box::new(Unconnected));
-        Board::new(BoardSpec { console, control, wall_clock: 0, nvdimms, memory })
+        Board::new(BoardSpec { console, control, wall_clock: 0, seed: 0, nvdimms, memory })
     }
 
     #[test]

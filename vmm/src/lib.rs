@@ -18,6 +18,7 @@ mod remote;
 mod session;
 mod transcript;
 
+pub use devices::virtio::DiskSpec;
 pub use engines::{Chosen, EngineChoice, KvmFitness, kvm_fitness, open as open_engine};
 pub use error::{Error, Result};
 pub use machine::{Machine, MachineSpec, Wiring};

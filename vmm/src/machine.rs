@@ -11,6 +11,7 @@ use crate::acpi::{self, AcpiSpec};
 use crate::board::{Board, BoardSpec};
 use crate::boot::{self, BootSpec};
 use crate::devices::SerialBackend;
+use crate::devices::virtio::DiskSpec;
 use crate::layout::{ACPI_TABLES, MemoryPlan};
 use crate::nvdimm::{Nvdimms, OpenDimms};
 use crate::outcome::{Outcome, Report, Statistics};
@@ -96,10 +97,19 @@ impl Machine {
             console: transcript.before(wiring.console, wiring.remote.clone()),
             control: wiring.control,
             wall_clock: spec.wall_clock,
+            seed: spec.seed,
             nvdimms,
             memory: memory.clone(),
         });
         Ok(Self { spec, plan, memory, board, engine, remote: wiring.remote, transcript })
+    }
+
+    /// Puts a disk into the switched-off machine: the first is `/dev/vda`, and there may be 7.
+    ///
+    /// # Errors
+    /// The file cannot be used, or there are too many.
+    pub fn plug(&mut self, disk: &DiskSpec) -> Result<()> {
+        self.board.plug(disk)
     }
 
     /// The memory as the guest sees it.

@@ -205,9 +205,13 @@ impl<'a> Session<'a> {
         })
     }
 
-    /// Sends on what the devices pulsed.
+    /// Tells the engine what the devices wrote, then what they pulsed.
     fn deliver(&self) -> Result<()> {
-        for message in self.board().interrupts() {
+        let mut board = self.board();
+        for range in board.take_touched() {
+            self.partition.memory_written(range);
+        }
+        for message in board.interrupts() {
             self.partition.send_msi(message)?;
         }
         Ok(())

@@ -10,6 +10,7 @@ mod pm_timer;
 mod power;
 mod rtc;
 mod serial;
+pub mod virtio;
 
 pub use doorbell::Doorbell;
 pub use interrupt::{InterruptLine, Wires};

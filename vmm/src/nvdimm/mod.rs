@@ -11,7 +11,7 @@ mod error;
 pub mod hint;
 mod host;
 mod labels;
-mod lock;
+pub(crate) mod lock;
 pub mod mailbox;
 mod map;
 pub mod nfit;
