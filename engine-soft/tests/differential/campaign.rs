@@ -119,21 +119,24 @@ impl Campaign {
     ) -> Option<State> {
         (0..8).find_map(|_| {
             let mut state = State::default();
+            let data = mode.bases().1;
             state.gpr.iter_mut().for_each(|r| *r = draw.value());
             state.rflags = draw.bits() & 0xCD5 | 2;
             if !draw.once_in(3) {
                 state.rflags &= !0x400;
             }
-            state.gpr[4] = draw.target(16) & if draw.once_in(4) { !0 } else { !7 };
+            state.gpr[4] = draw.target(16).wrapping_sub(data) & if draw.once_in(4) { !0 } else { !7 };
             for n in 0..i.op_count() {
                 match i.op_kind(n) {
-                    OpKind::MemorySegRSI | OpKind::MemorySegESI => state.gpr[6] = draw.target(16),
+                    OpKind::MemorySegRSI | OpKind::MemorySegESI | OpKind::MemorySegSI => {
+                        state.gpr[6] = draw.target(16).wrapping_sub(data);
+                    }
                     OpKind::MemoryESRDI
                     | OpKind::MemoryESEDI
+                    | OpKind::MemoryESDI
                     | OpKind::MemorySegRDI
-                    | OpKind::MemorySegEDI => {
-                        state.gpr[7] = draw.target(16);
-                    }
+                    | OpKind::MemorySegEDI
+                    | OpKind::MemorySegDI => state.gpr[7] = draw.target(16).wrapping_sub(data),
                     _ => {}
                 }
             }
@@ -144,13 +147,21 @@ impl Campaign {
                 state.gpr.iter_mut().for_each(|r| *r &= 0xFFFF_FFFF);
                 state.gpr[8..].fill(0);
             }
-            put_value(memory, state.gpr[4], draw);
+            if mode == Mode::Protected16 {
+                state.gpr[4] &= 0xFFFF;
+            }
+            put_value(memory, state.gpr[4].wrapping_add(data), draw);
             let target = draw.target(8);
             put_value(memory, target, draw);
             (self.prepare)(i, &mut state, memory, draw);
-            aim(i, &mut state, target, draw);
+            aim(mode, i, &mut state, target, draw);
             if mode != Mode::Long {
                 state.gpr.iter_mut().for_each(|r| *r &= 0xFFFF_FFFF);
+            }
+            if mode == Mode::Protected16 {
+                // Limits keep every access inside. An interrupt may cost a 16-bit stack pointer its upper half.
+                state.gpr[4] &= 0xFFFF;
+                return Some(state);
             }
             near_scratch(i, &state).then_some(state)
         })
@@ -166,10 +177,10 @@ fn put_value(memory: &mut [u8; SCRATCH_LEN], address: u64, draw: &mut Draw) {
 }
 
 /// Sets the memory operand's registers so that it lies at `target`, if they allow it.
-fn aim(i: &Instruction, state: &mut State, target: u64, draw: &mut Draw) {
+fn aim(mode: Mode, i: &Instruction, state: &mut State, target: u64, draw: &mut Draw) {
     let (base, index) = (i.memory_base(), i.memory_index());
-    let number = |r: Register| r.is_gpr32().then(|| r.number()).or_else(|| r.is_gpr64().then(|| r.number()));
-    let offset = target.wrapping_sub(segment_base(i.memory_segment()));
+    let number = |r: Register| (r.is_gpr() && !r.is_gpr8()).then(|| r.number());
+    let offset = target.wrapping_sub(mode.bases().1).wrapping_sub(segment_base(i.memory_segment()));
     let offset = offset.wrapping_sub(i.memory_displacement64());
     let scale = u64::from(i.memory_index_scale());
     let aimed = match (number(base), number(index)) {
@@ -181,8 +192,13 @@ fn aim(i: &Instruction, state: &mut State, target: u64, draw: &mut Draw) {
         (None, None) => None,
     };
     if let Some((register, value)) = aimed {
-        let garbage = if base.is_gpr32() || index.is_gpr32() { draw.bits() << 32 } else { 0 };
-        state.gpr[register] = if garbage == 0 { value } else { value & 0xFFFF_FFFF | garbage };
+        let part = match if base == Register::None { index.size() } else { base.size() } {
+            8 => !0,
+            4 => 0xFFFF_FFFF,
+            _ => 0xFFFF,
+        };
+        // Above the address, anything.
+        state.gpr[register] = value & part | draw.bits() & !part;
     }
 }
 

@@ -23,6 +23,7 @@ pub fn draw(code: Code, mode: Mode, draw: &mut Draw) -> Option<Encoding> {
     let valid = match mode {
         Mode::Long => info.mode64(),
         Mode::Protected32 => info.mode32(),
+        Mode::Protected16 => info.mode16(),
     };
     if !valid || !info.is_instruction() {
         return None;
@@ -48,9 +49,10 @@ fn attempt(code: Code, mode: Mode, draw: &mut Draw) -> Option<Encoding> {
         instruction.set_has_repne_prefix(draw.once_in(2));
     }
     let mut encoder = Encoder::new(mode.bits());
-    encoder.encode(&instruction, CODE).ok()?;
+    let ip = CODE - mode.bases().0;
+    encoder.encode(&instruction, ip).ok()?;
     let bytes = encoder.take_buffer();
-    let decoded = Decoder::with_ip(mode.bits(), &bytes, CODE, DecoderOptions::NONE).decode();
+    let decoded = Decoder::with_ip(mode.bits(), &bytes, ip, DecoderOptions::NONE).decode();
     (decoded.code() == code && decoded.len() == bytes.len())
         .then_some(Encoding { instruction: decoded, bytes })
 }
@@ -105,7 +107,8 @@ fn operand(i: &mut Instruction, n: u32, kind: Kind, mode: Mode, draw: &mut Draw)
         Kind::mem => memory(i, n, mode, draw),
         Kind::mem_offs => {
             i.set_op_kind(n, OpKind::Memory);
-            absolute(i, mode, draw);
+            let size = if mode == Mode::Long { draw.of(&[8, 4]) } else { address_size(mode, draw) };
+            absolute(i, mode, size, draw);
         }
         Kind::imm8 => immediate(i, n, OpKind::Immediate8, draw.value() & 0xFF),
         Kind::imm8_const_1 => immediate(i, n, OpKind::Immediate8, 1),
@@ -117,7 +120,7 @@ fn operand(i: &mut Instruction, n: u32, kind: Kind, mode: Mode, draw: &mut Draw)
         Kind::imm32sex64 => immediate(i, n, OpKind::Immediate32to64, draw.value() as i32 as u64),
         Kind::imm64 => immediate(i, n, OpKind::Immediate64, draw.value()),
         Kind::seg_rSI | Kind::es_rDI | Kind::seg_rDI => {
-            let wide = address_size(i, n, mode, draw);
+            let wide = string_address_size(i, n, mode, draw);
             i.set_op_kind(
                 n,
                 match (kind, wide) {
@@ -132,18 +135,24 @@ fn operand(i: &mut Instruction, n: u32, kind: Kind, mode: Mode, draw: &mut Draw)
         }
         Kind::seg_rBX_al => {
             i.set_op_kind(n, OpKind::Memory);
-            i.set_memory_base(if mode == Mode::Long { Register::RBX } else { Register::EBX });
+            i.set_memory_base(match address_size(mode, draw) {
+                8 => Register::RBX,
+                4 => Register::EBX,
+                _ => Register::BX,
+            });
             i.set_memory_index(Register::AL);
         }
         Kind::br32_1 | Kind::br32_4 | Kind::br16_1 | Kind::br16_2 | Kind::br64_1 | Kind::br64_4 => {
             let target = CODE + 16 + draw.below(96);
-            i.set_near_branch64(target);
+            i.set_near_branch64(target.wrapping_sub(mode.bases().0));
             i.set_op_kind(
                 n,
                 match (kind, mode) {
+                    (Kind::br16_1 | Kind::br16_2, Mode::Protected16) => OpKind::NearBranch16,
+                    // In wider modes these cut the instruction pointer.
                     (Kind::br16_1 | Kind::br16_2, _) => return None,
                     (_, Mode::Long) => OpKind::NearBranch64,
-                    (_, Mode::Protected32) => OpKind::NearBranch32,
+                    _ => OpKind::NearBranch32,
                 },
             );
         }
@@ -166,24 +175,31 @@ fn among(first: Register, long: u32, protected: u32, mode: Mode, draw: &mut Draw
     first + draw.below(u64::from(count)) as u32
 }
 
-/// Both string operands have one address size.
-fn address_size(i: &Instruction, n: u32, mode: Mode, draw: &mut Draw) -> u32 {
-    if n > 0 {
-        let first = i.op_kind(0);
-        let long = [OpKind::MemorySegRSI, OpKind::MemoryESRDI, OpKind::MemorySegRDI].contains(&first);
-        let short = [OpKind::MemorySegESI, OpKind::MemoryESEDI, OpKind::MemorySegEDI].contains(&first);
-        if long || short {
-            return if long { 8 } else { 4 };
-        }
+/// Bytes of an address.
+fn address_size(mode: Mode, draw: &mut Draw) -> u32 {
+    match mode {
+        Mode::Long => draw.of(&[8, 8, 8, 4]),
+        Mode::Protected32 => 4,
+        Mode::Protected16 => draw.of(&[2, 4]),
     }
-    if mode == Mode::Long && !draw.once_in(4) { 8 } else { 4 }
+}
+
+/// As [`address_size`] of a string operand: both have the same.
+fn string_address_size(i: &Instruction, n: u32, mode: Mode, draw: &mut Draw) -> u32 {
+    match i.op_kind(0) {
+        _ if n == 0 => address_size(mode, draw),
+        OpKind::MemorySegRSI | OpKind::MemoryESRDI | OpKind::MemorySegRDI => 8,
+        OpKind::MemorySegESI | OpKind::MemoryESEDI | OpKind::MemorySegEDI => 4,
+        OpKind::MemorySegSI | OpKind::MemoryESDI | OpKind::MemorySegDI => 2,
+        _ => address_size(mode, draw),
+    }
 }
 
 /// A memory operand without registers.
-fn absolute(i: &mut Instruction, mode: Mode, draw: &mut Draw) {
-    let wide = mode == Mode::Long && draw.once_in(2);
-    i.set_memory_displ_size(if wide { 8 } else { 4 });
-    i.set_memory_displacement64(draw.target(8));
+fn absolute(i: &mut Instruction, mode: Mode, size: u32, draw: &mut Draw) {
+    let offset = draw.target(8).wrapping_sub(mode.bases().1);
+    i.set_memory_displ_size(size);
+    i.set_memory_displacement64(offset & !0 >> (64 - 8 * size));
 }
 
 fn memory(i: &mut Instruction, n: u32, mode: Mode, draw: &mut Draw) {
@@ -191,54 +207,52 @@ fn memory(i: &mut Instruction, n: u32, mode: Mode, draw: &mut Draw) {
     if draw.once_in(16) {
         i.set_segment_prefix(draw.of(&[Register::FS, Register::GS]));
     }
-    let wide = mode == Mode::Long && !draw.once_in(8);
-    let (first, count) = match (mode, wide) {
-        (Mode::Long, true) => (Register::RAX, 16),
-        (Mode::Long, false) => (Register::EAX, 16),
-        (Mode::Protected32, _) => (Register::EAX, 8),
-    };
+    let size = address_size(mode, draw);
     let shape = draw.below(16);
     if shape == 0 {
-        i.set_memory_displ_size(if wide { 8 } else { 4 });
-        i.set_memory_displacement64(draw.target(8));
-        return;
+        return absolute(i, mode, size, draw);
     }
     if shape == 1 && mode == Mode::Long {
-        i.set_memory_base(if wide { Register::RIP } else { Register::EIP });
-        i.set_memory_displ_size(if wide { 8 } else { 4 });
+        i.set_memory_base(if size == 8 { Register::RIP } else { Register::EIP });
+        i.set_memory_displ_size(size);
         i.set_memory_displacement64(draw.target(8));
         return;
     }
-    if shape != 2 {
-        i.set_memory_base(first + draw.below(count) as u32);
-    }
-    if shape < 9 {
+    if size == 2 {
+        short_registers(i, draw);
+    } else {
+        let count = if mode == Mode::Long { 16 } else { 8 };
+        let first = if size == 8 { Register::RAX } else { Register::EAX };
+        if shape != 2 {
+            i.set_memory_base(first + draw.below(count) as u32);
+        }
         let index = draw.below(count) as u32;
-        if index != 4 {
+        if shape < 9 && index != 4 {
             i.set_memory_index(first + index);
             i.set_memory_index_scale(1 << draw.below(4));
         }
+        if i.memory_base() == Register::None && i.memory_index() == Register::None {
+            return absolute(i, mode, size, draw);
+        }
     }
-    let disp = match draw.below(3) {
+    let disp: i64 = match draw.below(3) {
         0 => 0,
-        1 => draw.bits() as i8 as i64,
+        1 => (draw.bits() as i8).into(),
         _ => (draw.bits() as i32 >> 12).into(),
     };
     if i.memory_base() == Register::None {
-        i.set_memory_displ_size(if wide { 8 } else { 4 });
-        if i.memory_index() == Register::None {
-            i.set_memory_displacement64(draw.target(8));
-            return;
-        }
+        i.set_memory_displ_size(size);
     } else if disp != 0 {
-        i.set_memory_displ_size(if disp == disp as i8 as i64 {
-            1
-        } else if wide {
-            8
-        } else {
-            4
-        });
+        i.set_memory_displ_size(if i8::try_from(disp).is_ok() { 1 } else { size });
     }
-    let disp = disp as u64;
-    i.set_memory_displacement64(if wide { disp } else { disp & 0xFFFF_FFFF });
+    i.set_memory_displacement64(disp as u64 & !0 >> (64 - 8 * size));
+}
+
+/// The eight combinations of 16-bit addresses.
+fn short_registers(i: &mut Instruction, draw: &mut Draw) {
+    use Register::{BP, BX, DI, None, SI};
+    let (base, index) =
+        draw.of(&[(BX, SI), (BX, DI), (BP, SI), (BP, DI), (SI, None), (DI, None), (BP, None), (BX, None)]);
+    i.set_memory_base(base);
+    i.set_memory_index(index);
 }

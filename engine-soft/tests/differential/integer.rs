@@ -85,6 +85,11 @@ fn in_32_bit_mode_with_memory() {
     run(&[Mode::Protected32], |i| ours(i) && has_memory(i));
 }
 
+#[test]
+fn in_16_bit_mode() {
+    run(&[Mode::Protected16], ours);
+}
+
 fn has_memory(i: &Instruction) -> bool {
     (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Memory) || i.is_string_instruction()
 }
@@ -99,13 +104,17 @@ fn prepare(i: &Instruction, state: &mut State, memory: &mut [u8; SCRATCH_LEN], d
             let bits = draw.of(&[64, 0x2000, 0x10_0000]);
             set(state, i.op1_register(), draw.below(2 * bits).wrapping_sub(bits));
         }
-        M::Enter | M::Leave => state.gpr[5] = draw.target(16),
+        M::Enter | M::Leave => {
+            state.gpr[5] = state.gpr[4].wrapping_add(draw.below(0x800)).wrapping_sub(0x400)
+        }
         M::Popf | M::Popfd | M::Popfq => {
             // No single step, no alignment checks on the stub's way out.
-            let at = state.gpr[4].wrapping_sub(SCRATCH) as usize;
-            for (n, flag) in [(1, 1), (2, 4)] {
-                if let Some(byte) = memory.get_mut(at.wrapping_add(n)) {
-                    *byte &= !flag;
+            for base in [SCRATCH, 0] {
+                let at = state.gpr[4].wrapping_sub(base) as usize;
+                for (n, flag) in [(1, 1), (2, 4)] {
+                    if let Some(byte) = memory.get_mut(at.wrapping_add(n)) {
+                        *byte &= !flag;
+                    }
                 }
             }
         }

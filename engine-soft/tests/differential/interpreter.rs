@@ -12,7 +12,7 @@ use engine_soft::ram::Ram;
 use engine_soft::run::Stop;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend as _};
 
-use super::machine::{CODE, Executor, Fault, Mode, Outcome, SCRATCH, SCRATCH_LEN, State};
+use super::machine::{CODE, CODE_LIMIT, Executor, Fault, Mode, Outcome, SCRATCH, SCRATCH_LEN, State};
 use super::native::Native;
 
 const PAGE: u64 = 0x1000;
@@ -83,13 +83,21 @@ impl Interpreter {
 
     /// Selectors as Linux gives them to a program.
     fn segments(&mut self) {
-        let flat = Segment { selector: 0x2B, base: 0, limit: !0, attributes: 0xC0F3 };
+        let (code, data) = self.mode.selectors();
+        let (code_base, data_base) = self.mode.bases();
+        let flat = Segment { selector: data, base: 0, limit: !0, attributes: 0xC0F3 };
         let none = Segment { selector: 0, base: 0, limit: 0, attributes: Segment::UNUSABLE };
-        self.cpu.segments = [flat; 6];
-        self.cpu.segments[SystemRegisters::CS] = match self.mode {
-            Mode::Long => Segment { selector: 0x33, attributes: 0xA0FB, ..flat },
-            Mode::Protected32 => Segment { selector: 0x23, attributes: 0xC0FB, ..flat },
+        let cs = Segment { selector: code, ..flat };
+        let (cs, data) = match self.mode {
+            Mode::Long => (Segment { attributes: 0xA0FB, ..cs }, flat),
+            Mode::Protected32 => (Segment { attributes: 0xC0FB, ..cs }, flat),
+            Mode::Protected16 => (
+                Segment { base: code_base, limit: CODE_LIMIT, attributes: 0x00FB, ..cs },
+                Segment { base: data_base, limit: SCRATCH_LEN as u32 - 1, attributes: 0x00F3, ..flat },
+            ),
         };
+        self.cpu.segments = [data; 6];
+        self.cpu.segments[SystemRegisters::CS] = cs;
         self.cpu.segments[4] = Segment { base: Native::fs_base(), ..none };
         self.cpu.segments[5] = none;
         self.cpu.cpl = 3;
@@ -121,19 +129,24 @@ impl Executor for Interpreter {
         }
         let cpu = &mut self.cpu;
         cpu.gpr[..16].copy_from_slice(&before.gpr);
-        cpu.gpr[usize::from(RIP)] = CODE;
+        let base = self.mode.bases().0;
+        cpu.gpr[usize::from(RIP)] = CODE - base;
         cpu.flags = Flags::new(before.rflags & 0x24_0CD5 | 0x202);
         cpu.fx = FxArea::new(&before.fx);
         // A repeated string instruction takes several turns.
         for _ in 0..0x4000 {
             let stop = cpu.run(1);
             assert_eq!(stop, Stop::Budget, "stopped by {:?}", cpu.cause);
-            if cpu.rip() != CODE {
+            if cpu.rip() != CODE - base {
                 break;
             }
         }
-        let mut state =
-            State { fx: cpu.fx.bytes(), rip: cpu.rip(), rflags: cpu.flags.get(), ..before.clone() };
+        let mut state = State {
+            fx: cpu.fx.bytes(),
+            rip: cpu.rip().wrapping_add(base),
+            rflags: cpu.flags.get(),
+            ..before.clone()
+        };
         state.gpr.copy_from_slice(&cpu.gpr[..16]);
         if cpu.cpl == 3 {
             return Outcome { state, fault: None };
@@ -142,6 +155,7 @@ impl Executor for Interpreter {
         let address = (vector == 14).then_some(cpu.cr2);
         let pushed = |n: u64| self.memory.read_obj::<u64>(GuestAddress(STACK - 8 * n)).expect("stack");
         [state.gpr[4], state.rflags, state.rip] = [2, 3, 5].map(pushed);
+        state.rip = state.rip.wrapping_add(base);
         let code = if cpu.gpr[4] == STACK - 48 { pushed(6) as u32 } else { 0 };
         Outcome { state, fault: Some(Fault { vector: vector as u8, code, address }) }
     }

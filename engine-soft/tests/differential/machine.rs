@@ -20,7 +20,12 @@ pub enum Mode {
     Long,
     /// 32-bit, all segments flat.
     Protected32,
+    /// 16-bit: the code segment starts at the code's page, the others at the scratch memory and end with it.
+    Protected16,
 }
+
+/// Limit of the 16-bit code segment.
+pub const CODE_LIMIT: u32 = 0xFFF;
 
 impl Mode {
     /// For the decoder.
@@ -29,7 +34,24 @@ impl Mode {
         match self {
             Self::Long => 64,
             Self::Protected32 => 32,
+            Self::Protected16 => 16,
         }
+    }
+
+    /// CS, and what DS, ES and SS are; as Linux gives them to programs, of 16 bits in a local descriptor table.
+    #[must_use]
+    pub fn selectors(self) -> (u16, u16) {
+        match self {
+            Self::Long => (0x33, 0x2B),
+            Self::Protected32 => (0x23, 0x2B),
+            Self::Protected16 => (0x07, 0x0F),
+        }
+    }
+
+    /// Bases of the code and the data segments.
+    #[must_use]
+    pub fn bases(self) -> (u64, u64) {
+        if self == Self::Protected16 { (CODE & !0xFFF, SCRATCH) } else { (0, 0) }
     }
 }
 

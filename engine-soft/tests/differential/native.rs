@@ -9,16 +9,13 @@ use std::arch::{asm, global_asm};
 use std::mem::offset_of;
 use std::sync::{Mutex, MutexGuard, Once};
 
-use super::machine::{CODE, Executor, Fault, GUARD, Mode, Outcome, SCRATCH, SCRATCH_LEN, State};
+use super::machine::{CODE, CODE_LIMIT, Executor, Fault, GUARD, Mode, Outcome, SCRATCH, SCRATCH_LEN, State};
 
 const PAGE: usize = 0x1000;
 const CODE_PAGE: u64 = CODE & !0xFFF;
 const CONTROL: u64 = 0x2001_0000;
 /// 64-bit code that leads from 32-bit code into the stub, at the start of the code page.
 const WAY_OUT: u64 = CODE_PAGE;
-const CS64: u16 = 0x33;
-const CS32: u16 = 0x23;
-const DATA: u16 = 0x2B;
 
 #[repr(C)]
 struct Control {
@@ -27,7 +24,8 @@ struct Control {
     host_mxcsr: u32,
     host_ds: u16,
     host_es: u16,
-    data: u64,
+    data: u32,
+    host_ss: u32,
     exit: u64,
     /// m16:32 of the instruction.
     entry: u32,
@@ -48,18 +46,20 @@ global_asm!(
     "stmxcsr [{control} + {mxcsr}]",
     "mov [{control} + {ds}], ds",
     "mov [{control} + {es}], es",
+    "mov [{control} + {ss}], ss",
     "mov eax, [{control} + {data}]",
     "mov ds, eax",
     "mov es, eax",
     "fxrstor64 [{control} + {fx}]",
-    "mov word ptr [{control} + {armed}], 1",
     "push qword ptr [{control} + {rflags}]",
     "popfq",
+    "mov word ptr [{control} + {armed}], 1",
+    "mov ss, eax",
+    "mov rsp, [{control} + {gpr} + 32]",
     "mov rax, [{control} + {gpr}]",
     "mov rcx, [{control} + {gpr} + 8]",
     "mov rdx, [{control} + {gpr} + 16]",
     "mov rbx, [{control} + {gpr} + 24]",
-    "mov rsp, [{control} + {gpr} + 32]",
     "mov rbp, [{control} + {gpr} + 40]",
     "mov rsi, [{control} + {gpr} + 48]",
     "mov rdi, [{control} + {gpr} + 56]",
@@ -91,6 +91,7 @@ global_asm!(
     "mov [{control} + {gpr} + 104], r13",
     "mov [{control} + {gpr} + 112], r14",
     "mov [{control} + {gpr} + 120], r15",
+    "mov ss, [{control} + {ss}]",
     "mov rsp, [{control} + {host_rsp}]",
     "pushfq",
     "pop qword ptr [{control} + {rflags}]",
@@ -115,6 +116,7 @@ global_asm!(
     mxcsr = const offset_of!(Control, host_mxcsr),
     ds = const offset_of!(Control, host_ds),
     es = const offset_of!(Control, host_es),
+    ss = const offset_of!(Control, host_ss),
     data = const offset_of!(Control, data),
     armed = const offset_of!(Control, armed),
     entry = const offset_of!(Control, entry),
@@ -150,6 +152,8 @@ impl Native {
             map(CODE_PAGE - GUARD, GUARD as usize, libc::PROT_NONE);
             map(CODE_PAGE, PAGE, libc::PROT_READ | libc::PROT_WRITE);
             map(CONTROL, PAGE, libc::PROT_READ | libc::PROT_WRITE);
+            describe(0, CODE_PAGE, CODE_LIMIT, true);
+            describe(1, SCRATCH, SCRATCH_LEN as u32 - 1, false);
             catch_signals();
         });
         signal_stack();
@@ -177,11 +181,15 @@ impl Executor for Native {
         let after = start + code.len();
         match mode {
             Mode::Long => page[after..after + 7].copy_from_slice(&out),
-            Mode::Protected32 => {
-                // JMP ptr16:32
-                page[after] = 0xEA;
-                page[after + 1..after + 5].copy_from_slice(&(WAY_OUT as u32).to_le_bytes());
-                page[after + 5..after + 7].copy_from_slice(&CS64.to_le_bytes());
+            Mode::Protected32 | Mode::Protected16 => {
+                // JMP ptr16:32, in 16-bit code by prefix.
+                let mut jump = vec![0xEA];
+                jump.extend((WAY_OUT as u32).to_le_bytes());
+                jump.extend(Mode::Long.selectors().0.to_le_bytes());
+                if mode == Mode::Protected16 {
+                    jump.insert(0, 0x66);
+                }
+                page[after..after + jump.len()].copy_from_slice(&jump);
             }
         }
         protect(CODE_PAGE, PAGE, libc::PROT_READ | libc::PROT_WRITE);
@@ -202,13 +210,16 @@ impl Executor for Native {
         unsafe {
             (*control).state = before.clone();
             (*control).state.rflags = before.rflags & 0x24_0CD5 | 0x202;
-            (*control).data = u64::from(DATA);
+            let (code, data) = self.mode.selectors();
+            let base = self.mode.bases().0;
+            (*control).data = data.into();
             (*control).exit = nvsim_native_exit as *const () as u64;
-            (*control).entry = CODE as u32;
-            (*control).entry_cs = if self.mode == Mode::Long { CS64 } else { CS32 };
+            (*control).entry = (CODE - base) as u32;
+            (*control).entry_cs = code;
             (*control).signalled = 0;
             nvsim_native_enter();
             let mut state = (*control).state.clone();
+            state.rip = state.rip.wrapping_add(base);
             let mut fault = None;
             if (*control).signalled == 0 {
                 state.rip = CODE + self.len;
@@ -243,6 +254,16 @@ fn protect(address: u64, len: usize, protection: i32) {
     // SAFETY: only ever called on this file's own mappings.
     let result = unsafe { libc::mprotect(address as *mut libc::c_void, len, protection) };
     assert_eq!(result, 0, "mprotect: {}", std::io::Error::last_os_error());
+}
+
+/// Makes a 16-bit segment of the local descriptor table.
+fn describe(entry: u32, base: u64, limit: u32, code: bool) {
+    const USEABLE: u32 = 1 << 6;
+    const CODE: u32 = 2 << 1;
+    let description = [entry, base as u32, limit, if code { CODE | USEABLE } else { USEABLE }];
+    // SAFETY: the kernel reads a `user_desc`, which is these four words.
+    let result = unsafe { libc::syscall(libc::SYS_modify_ldt, 0x11, &raw const description, 16) };
+    assert_eq!(result, 0, "modify_ldt: {}", std::io::Error::last_os_error());
 }
 
 fn signal_stack() {
@@ -310,7 +331,8 @@ extern "C" fn handler(signal: i32, _: *mut libc::siginfo_t, context: *mut libc::
         regs[libc::REG_RSP as usize] = (*control).host_rsp as i64;
         regs[libc::REG_EFL as usize] = 0x202;
         let selectors = &mut regs[libc::REG_CSGSFS as usize];
-        *selectors = *selectors & !0xFFFF | i64::from(CS64);
+        let (code, data) = Mode::Long.selectors();
+        *selectors = *selectors & 0xFFFF_FFFF_0000 | i64::from(code) | i64::from(data) << 48;
     }
 }
 
@@ -355,6 +377,23 @@ mod tests {
         assert_eq!(native.scratch()[0xFC], 0x99);
         native.load(Mode::Protected32, &[0xD4, 0x00]);
         assert_eq!(native.run(&state).fault, Some(Fault { vector: 0, code: 0, address: None }));
+    }
+
+    #[test]
+    fn runs_code_of_16_bits() {
+        let mut native = Native::take();
+        let mut state = State::default();
+        (state.gpr[0], state.gpr[3], state.gpr[4]) = (0x1234_5678, 0x1FFE, 0x100);
+        native.load(Mode::Protected16, &[0x89, 0x07]);
+        assert_eq!(native.run(&state).fault, None);
+        assert_eq!(native.scratch()[0x1FFE..], [0x78, 0x56]);
+        state.gpr[3] = 0x1FFF;
+        let after = native.run(&state);
+        assert_eq!(after.fault, Some(Fault { vector: 13, code: 0, address: None }));
+        assert_eq!(after.state.rip, CODE);
+        native.load(Mode::Protected16, &[0x50]);
+        let after = native.run(&state);
+        assert_eq!((after.fault, after.state.gpr[4], after.state.rip), (None, 0xFE, CODE + 1));
     }
 
     #[test]
