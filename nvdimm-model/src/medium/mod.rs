@@ -78,6 +78,7 @@ pub struct Medium {
     remembered: Vec<Vec<Raise>>,
     /// What each DIMM's next hint makes sure.
     fenced: Vec<Vec<Raise>>,
+    any_posted: bool,
     events: u64,
     warnings: Warnings,
 }
@@ -104,6 +105,7 @@ impl Medium {
             chunked: HashMap::default(),
             remembered: Vec::new(),
             fenced,
+            any_posted: false,
             events: 0,
             warnings: Warnings::default(),
         }
@@ -208,7 +210,10 @@ impl Medium {
         entry.top = top;
 
         let undecided = before.floor != before.top;
-        let meets = undecided && self.log.step(before.top).class != class;
+        // The newest step tells of what class the undecided ones are; where nothing was ever posted, all are cached.
+        let posted = self.any_posted || class != Class::Cached;
+        let meets = undecided && posted && self.log.step(before.top).class != class;
+        self.any_posted = posted;
         let by_chunks = class == Class::Posted || meets || !self.rules.line_order;
         if by_chunks {
             self.chunked.entry(line).or_insert([before.floor; 8]);
@@ -348,8 +353,14 @@ impl Hasher for LineHasher {
         }
     }
 
+    /// Sixteen neighbours come to stand side by side, as stores mostly do; the topmost bits, by which the table tells
+    /// neighbours apart, are mixed from the whole number.
     fn write_u64(&mut self, value: u64) {
-        let mixed = (self.0 ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        self.0 = mixed ^ mixed >> 32;
+        const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
+        const TAG: u64 = 0xfe << 56;
+        let value = self.0 ^ value;
+        let group = (value >> 4).wrapping_mul(ODD);
+        let place = (group ^ group >> 32) << 4 | value & 15;
+        self.0 = value.wrapping_mul(ODD) & TAG | place & !TAG;
     }
 }
