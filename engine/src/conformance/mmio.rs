@@ -165,12 +165,12 @@ fn strings_to_and_from_the_device(bench: &Bench<'_>) -> Outcome {
         a.mov(ecx, 2)?;
         a.rep().stosw()
     })?;
-    let mut m = m.given(RSI, DATA).given(RDI, DEVICE).given(RCX, 2);
+    let mut m = m.given(RSI, DATA).given(RDI, DEVICE + 2).given(RCX, 2);
     m.write(DATA, 0xBBAA_u16)?;
-    m.expect(write(0, 1, 0xAA))?;
-    m.expect(write(1, 1, 0xBB))?;
-    m.expect_read(read(2, 4), 0x1111_1111)?;
-    m.expect_read(read(6, 4), 0x2222_2222)?;
+    m.expect(write(2, 1, 0xAA))?;
+    m.expect(write(3, 1, 0xBB))?;
+    m.expect_read(read(4, 4), 0x1111_1111)?;
+    m.expect_read(read(8, 4), 0x2222_2222)?;
     m.expect(write(0, 2, 0x55))?;
     m.expect(write(2, 2, 0x55))?;
     let end = m.end()?;
