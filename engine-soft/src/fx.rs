@@ -81,6 +81,27 @@ pub mod mxcsr {
     pub const INITIAL: u32 = 0x1F80;
     /// All bits there are; the others must be 0.
     pub const VALID: u32 = 0xFFFF;
+    /// Overflow flag.
+    pub const OE: u32 = 1 << 3;
+    /// Precision flag.
+    pub const PE: u32 = 1 << 5;
+    /// Denormals are zeros.
+    pub const DAZ: u32 = 1 << 6;
+    /// Rounding control.
+    pub const ROUNDING: u32 = 3 << 13;
+
+    /// Of the flags that an instruction raised, those that are unmasked.
+    #[must_use]
+    pub const fn unmasked(raised: u32, mxcsr: u32) -> u32 {
+        raised & !(mxcsr >> MASK_SHIFT)
+    }
+
+    /// The flags that are set when some of those raised are unmasked: one that is found before computing keeps the later
+    /// kinds from being found.
+    #[must_use]
+    pub const fn reported(raised: u32, mxcsr: u32) -> u32 {
+        if unmasked(raised, mxcsr) & EARLY != 0 { raised & EARLY } else { raised }
+    }
 }
 
 const ST_MASK: u128 = (1 << 80) - 1;

@@ -11,6 +11,7 @@ use engine::{Built, Engine, Error, GuestMemory, Msi, Partition, PartitionSpec, R
 use crate::clock::Clock;
 use crate::cpu::Cpu;
 use crate::events::Events;
+use crate::exec::fpu::native;
 use crate::processor::Bench;
 use crate::ram::Ram;
 
@@ -66,6 +67,10 @@ impl Engine for Soft {
         }
         if let Some(excess) = beyond(&spec.cpuid) {
             return unsupported(excess);
+        }
+        if let Some(feature) = native::missing() {
+            let reason = format!("the host CPU has no {feature}, and vector instructions are executed on it");
+            return Err(Error::Unfit { engine: self.name, reason });
         }
         let mut cpus: Vec<Cpu> = (0..spec.vcpus).map(Cpu::new).collect();
         for cpu in &mut cpus {

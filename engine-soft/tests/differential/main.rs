@@ -11,6 +11,7 @@
 mod campaign;
 mod draw;
 mod form;
+mod fpu;
 mod integer;
 mod interpreter;
 mod machine;

@@ -1,9 +1,10 @@
 //! FXSAVE, FXRSTOR, LDMXCSR, STMXCSR (SDM vol. 1, 10.5).
 
+use engine::event::StoreKind;
 use engine::state::Fpu;
 use iced_x86::{Code, Instruction};
 
-use super::{aligned, load_image, sse_usable, store_image, x87_usable};
+use super::{aligned, sse_usable, x87_usable};
 use crate::cpu::Cpu;
 use crate::fx::{FxArea, mxcsr};
 use crate::insn::{Exec, Insn};
@@ -29,6 +30,11 @@ fn written(cpu: &Cpu) -> usize {
     if cpu.long { XMM + 16 * 16 } else { XMM + 8 * 16 }
 }
 
+/// Looks at the image's last byte first, as CPUs do: CR2 tells.
+fn probe_end(cpu: &mut Cpu, insn: &Insn, write: bool) -> Step {
+    cpu.probe(insn.seg, cpu.offset(insn).wrapping_add(Fpu::SIZE as u64 - 1), 1, write)
+}
+
 fn fxsave<const WIDE: bool>(cpu: &mut Cpu, insn: &Insn) -> Step {
     x87_usable(cpu)?;
     aligned(cpu, insn)?;
@@ -39,14 +45,16 @@ fn fxsave<const WIDE: bool>(cpu: &mut Cpu, insn: &Insn) -> Step {
         bytes[20..24].fill(0);
     }
     let written = written(cpu);
-    store_image(cpu, insn, &bytes[..written], Fpu::SIZE)
+    probe_end(cpu, insn, true)?;
+    cpu.store_bytes(insn.seg, cpu.offset(insn), &bytes[..written], StoreKind::Cached)
 }
 
 fn fxrstor<const WIDE: bool>(cpu: &mut Cpu, insn: &Insn) -> Step {
     x87_usable(cpu)?;
     aligned(cpu, insn)?;
     let mut bytes = [0; Fpu::SIZE];
-    load_image(cpu, insn, &mut bytes)?;
+    probe_end(cpu, insn, false)?;
+    cpu.load_bytes(insn.seg, cpu.offset(insn), &mut bytes)?;
     if u32::from_le_bytes([bytes[24], bytes[25], bytes[26], bytes[27]]) & !mxcsr::VALID != 0 {
         return cpu.gp();
     }

@@ -14,7 +14,6 @@ mod nontemporal;
 mod sse;
 mod x87;
 
-use engine::event::StoreKind;
 use iced_x86::{Code, Instruction};
 
 use crate::cpu::Cpu;
@@ -87,35 +86,21 @@ fn aligned(cpu: &mut Cpu, insn: &Insn) -> Step {
     if cpu.linear(insn) & 15 == 0 { Ok(()) } else { cpu.gp() }
 }
 
-/// Loads a state image. Its last byte is looked at first, so that is what CR2 tells.
-fn load_image(cpu: &mut Cpu, insn: &Insn, bytes: &mut [u8]) -> Step {
-    let offset = cpu.offset(insn);
-    cpu.probe(insn.seg, offset.wrapping_add(bytes.len() as u64 - 1), 1, false)?;
-    cpu.load_bytes(insn.seg, offset, bytes)
-}
-
-/// Stores a state image that takes `len` bytes of which only `bytes` are written.
-fn store_image(cpu: &mut Cpu, insn: &Insn, bytes: &[u8], len: usize) -> Step {
-    let offset = cpu.offset(insn);
-    cpu.probe(insn.seg, offset.wrapping_add(len as u64 - 1), 1, true)?;
-    cpu.store_bytes(insn.seg, offset, bytes, StoreKind::Cached)
-}
-
 /// Ends an SSE instruction that found the exceptions `raised` (MXCSR flags): either all of them are masked and their
-/// flags are set, or the instruction has no effect but flags and #XM. An unmasked exception that is found before computing
-/// keeps the later kinds from being found.
+/// flags are set, or the instruction has no effect but flags and #XM. `refine` tells, from MXCSR, the flags that are then
+/// set, where it is not simply [`mxcsr::reported`].
 #[inline(always)]
-fn settle(cpu: &mut Cpu, raised: u32) -> Step {
-    let unmasked = raised & !(cpu.fx.mxcsr >> mxcsr::MASK_SHIFT);
-    if unmasked == 0 {
+fn settle(cpu: &mut Cpu, raised: u32, refine: impl FnOnce(u32) -> Option<u32>) -> Step {
+    if mxcsr::unmasked(raised, cpu.fx.mxcsr) == 0 {
         cpu.fx.mxcsr |= raised;
         return Ok(());
     }
-    refuse(cpu, raised, unmasked)
+    let raised = refine(cpu.fx.mxcsr).unwrap_or_else(|| mxcsr::reported(raised, cpu.fx.mxcsr));
+    refuse(cpu, raised)
 }
 
 #[cold]
-fn refuse(cpu: &mut Cpu, raised: u32, unmasked: u32) -> Step {
-    cpu.fx.mxcsr |= if unmasked & mxcsr::EARLY != 0 { raised & mxcsr::EARLY } else { raised };
+fn refuse(cpu: &mut Cpu, raised: u32) -> Step {
+    cpu.fx.mxcsr |= raised;
     if cpu.cr4 & CR4_OSXMMEXCPT != 0 { cpu.raise(vector::XM, None) } else { cpu.ud() }
 }

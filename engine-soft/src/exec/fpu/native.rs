@@ -15,6 +15,18 @@ use std::arch::{asm, naked_asm};
 
 use crate::fx::FxArea;
 
+/// What guests are shown that this host cannot execute, if anything.
+#[must_use]
+pub fn missing() -> Option<&'static str> {
+    macro_rules! first_missing {
+        ($($feature:tt)*) => {
+            [$(($feature, std::arch::is_x86_feature_detected!($feature))),*]
+        };
+    }
+    let features = first_missing!("fxsr" "sse3" "ssse3" "sse4.1" "sse4.2");
+    features.into_iter().find(|(_, present)| !present).map(|(feature, _)| feature)
+}
+
 /// Memory operand of an x87 instruction.
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(16))]

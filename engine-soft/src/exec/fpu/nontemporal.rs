@@ -55,19 +55,18 @@ fn maskmovq(cpu: &mut Cpu, insn: &Insn) -> Step {
     Ok(())
 }
 
-/// Stores the bytes whose mask has its sign bit set, in runs, at DS:rDI. The whole operand has to be writable even where
-/// it is masked off; with an empty mask nothing is accessed.
+/// Stores the bytes whose mask has its sign bit set, in runs, at DS:rDI. The whole operand has to be writable whatever the
+/// mask, its upper half first.
 fn masked(cpu: &mut Cpu, insn: &Insn, data: &[u8], mask: &[u8]) -> Step {
     let chosen = |n: usize| mask.get(n).is_some_and(|byte| byte >> 7 != 0);
-    if !(0..data.len()).any(chosen) {
-        return Ok(());
-    }
     let start = match insn.addr_size {
         8 => cpu.gpr[RDI],
         4 => cpu.gpr[RDI] & 0xFFFF_FFFF,
         _ => cpu.gpr[RDI] & 0xFFFF,
     };
-    cpu.probe(insn.seg, start, data.len(), true)?;
+    for half in (0..data.len()).step_by(8).rev() {
+        cpu.probe(insn.seg, start.wrapping_add(half as u64), 8, true)?;
+    }
     let mut from = 0;
     while from < data.len() {
         let to = (from..data.len()).find(|n| !chosen(*n)).unwrap_or(data.len());

@@ -1,5 +1,5 @@
 //! MMX, and what SSE adds to it (SDM vol. 1, ch. 9): physical x87 registers as 64-bit vectors. Every instruction but EMMS
-//! makes TOP 0 and all registers valid, once its source operand is there: a store that faults has done so already.
+//! makes TOP 0 and all registers valid, once memory has been accessed.
 
 mod convert;
 mod packed;
@@ -103,15 +103,17 @@ fn replace<S: Source>(cpu: &mut Cpu, insn: &Insn) -> Step {
 
 fn store32(cpu: &mut Cpu, insn: &Insn) -> Step {
     mmx_usable(cpu)?;
+    cpu.store(insn, cpu.fx.mm(insn.r[1]) as u32)?;
     cpu.fx.enter_mmx();
-    cpu.store(insn, cpu.fx.mm(insn.r[1]) as u32)
+    Ok(())
 }
 
 fn store64<const NON_TEMPORAL: bool>(cpu: &mut Cpu, insn: &Insn) -> Step {
     mmx_usable(cpu)?;
     let kind = if NON_TEMPORAL { StoreKind::NonTemporal } else { StoreKind::Cached };
+    cpu.store_kind(insn, cpu.fx.mm(insn.r[1]), kind)?;
     cpu.fx.enter_mmx();
-    cpu.store_kind(insn, cpu.fx.mm(insn.r[1]), kind)
+    Ok(())
 }
 
 fn to_general32(cpu: &mut Cpu, insn: &Insn) -> Step {

@@ -5,7 +5,7 @@ use std::arch::asm;
 
 use iced_x86::{Code, Instruction};
 
-use super::{Register, Source, begin, in_memory};
+use super::{Register, Source, begin, exceptions, in_memory};
 use crate::cpu::Cpu;
 use crate::exec::fpu::{native::HOST_MXCSR, settle};
 use crate::fx::mxcsr;
@@ -54,6 +54,15 @@ macro_rules! operation {
     };
 }
 
+operation!(pub Addss "addss");
+operation!(pub Addsd "addsd");
+operation!(pub Subss "subss");
+operation!(pub Subsd "subsd");
+operation!(pub Mulss "mulss");
+operation!(pub Mulsd "mulsd");
+operation!(pub Divss "divss");
+operation!(pub Divsd "divsd");
+operation!(pub Cvtsd2ss "cvtsd2ss");
 operation!(pub Cvtdq2ps "cvtdq2ps");
 operation!(pub Cvtdq2pd "cvtdq2pd");
 operation!(pub Cvtps2dq "cvtps2dq");
@@ -131,29 +140,51 @@ pub fn lookup(i: &Instruction) -> Option<Exec> {
 fn float<O: Float, S: Source>(cpu: &mut Cpu, insn: &Insn) -> Step {
     let b = begin::<S>(cpu, insn)?;
     let a = cpu.fx.xmm(insn.r[0]);
-    *cpu.fx.xmm_mut(insn.r[0]) = compute(cpu, |mxcsr| O::run(&a, &b, mxcsr))?;
+    *cpu.fx.xmm_mut(insn.r[0]) = compute_lanes(cpu, insn, a, b, |mxcsr| O::run(&a, &b, mxcsr))?;
     Ok(())
 }
 
-/// Runs an operation under the guest's MXCSR, all exceptions masked, and settles what it raised.
+/// Runs an operation under the guest's MXCSR, all exceptions masked, and settles what it raised. For operations whose
+/// results cannot overflow or underflow.
 #[inline(always)]
 pub fn compute<T>(cpu: &mut Cpu, run: impl Fn(&mut u32) -> T) -> Step<T> {
     let mut control = cpu.fx.mxcsr & !mxcsr::FLAGS | mxcsr::MASKS;
-    if cpu.fx.mxcsr & mxcsr::UE << mxcsr::MASK_SHIFT == 0 {
-        return compute_strictly(cpu, control, run);
+    let result = run(&mut control);
+    settle(cpu, control & mxcsr::FLAGS, |_| None)?;
+    Ok(result)
+}
+
+/// As [`compute`], of an instruction that may overflow or underflow, for `a` and `b`.
+#[inline(always)]
+pub fn compute_lanes(
+    cpu: &mut Cpu,
+    insn: &Insn,
+    a: u128,
+    b: u128,
+    run: impl Fn(&mut u32) -> u128,
+) -> Step<u128> {
+    let (result, raised) = masked(cpu.fx.mxcsr, run);
+    settle(cpu, raised, |mxcsr| exceptions::flags(insn, a, b, mxcsr))?;
+    Ok(result)
+}
+
+/// Runs an operation with all exceptions masked: its result and what it raises.
+#[inline(always)]
+pub fn masked<T>(mxcsr: u32, run: impl Fn(&mut u32) -> T) -> (T, u32) {
+    let mut control = mxcsr & !mxcsr::FLAGS | mxcsr::MASKS;
+    if mxcsr & mxcsr::UE << mxcsr::MASK_SHIFT == 0 {
+        return masked_strictly(control, run);
     }
     let result = run(&mut control);
-    settle(cpu, control & mxcsr::FLAGS)?;
-    Ok(result)
+    (result, control & mxcsr::FLAGS)
 }
 
 /// With underflow unmasked every tiny result underflows, exact or not, and none is flushed to zero. What flush-to-zero would
 /// flush tells which are tiny.
 #[cold]
-fn compute_strictly<T>(cpu: &mut Cpu, control: u32, run: impl Fn(&mut u32) -> T) -> Step<T> {
+fn masked_strictly<T>(control: u32, run: impl Fn(&mut u32) -> T) -> (T, u32) {
     let (mut gradual, mut flushed) = (control & !mxcsr::FTZ, control | mxcsr::FTZ);
     let result = run(&mut gradual);
     run(&mut flushed);
-    settle(cpu, gradual & mxcsr::FLAGS | flushed & mxcsr::UE)?;
-    Ok(result)
+    (result, gradual & mxcsr::FLAGS | flushed & mxcsr::UE)
 }

@@ -6,7 +6,7 @@ use std::arch::{asm, naked_asm};
 
 use iced_x86::{Code, Instruction};
 
-use super::{Register, Source, Unaligned, begin, compute, in_memory};
+use super::{Register, Source, Unaligned, begin, compute_lanes, in_memory};
 use crate::cpu::Cpu;
 use crate::exec::fpu::{native::HOST_MXCSR, sse_usable};
 use crate::flags::bit;
@@ -212,7 +212,7 @@ fn float<O: Forms, S: Source>(cpu: &mut Cpu, insn: &Insn) -> Step {
     let b = begin::<S>(cpu, insn)?;
     let a = cpu.fx.xmm(insn.r[0]);
     let entry = entry::<O>(insn.imm);
-    *cpu.fx.xmm_mut(insn.r[0]) = compute(cpu, |mxcsr| run_float(entry, &a, &b, mxcsr))?;
+    *cpu.fx.xmm_mut(insn.r[0]) = compute_lanes(cpu, insn, a, b, |mxcsr| run_float(entry, &a, &b, mxcsr))?;
     Ok(())
 }
 

@@ -2,6 +2,7 @@
 
 mod compare;
 mod convert;
+mod exceptions;
 mod float;
 mod immediate;
 mod lanes;
@@ -15,7 +16,9 @@ use crate::cpu::Cpu;
 use crate::insn::{Exec, Insn};
 use crate::trap::Step;
 
-pub use float::{Cvtdq2pd, Cvtdq2ps, Cvtpd2dq, Cvtps2dq, Cvttpd2dq, Cvttps2dq, Float, compute};
+pub use float::{
+    Cvtdq2pd, Cvtdq2ps, Cvtpd2dq, Cvtps2dq, Cvttpd2dq, Cvttps2dq, Float, compute, compute_lanes,
+};
 
 /// The function that executes an SSE instruction.
 pub fn lookup(i: &Instruction) -> Option<Exec> {

@@ -1,8 +1,9 @@
 //! FNSTENV, FLDENV, FNSAVE, FRSTOR (SDM vol. 1, 8.1.10): the environment in its four layouts, and the registers after it.
 
+use engine::event::StoreKind;
 use iced_x86::Code;
 
-use super::super::{load_image, store_image, x87_usable};
+use super::super::x87_usable;
 use super::begin;
 use crate::cpu::Cpu;
 use crate::cpu::control::CR0_PE;
@@ -90,10 +91,29 @@ fn restore<const SIZE: usize>(fx: &mut FxArea, bytes: &[u8; SIZE], real: bool) {
     fx.settle();
 }
 
+/// Looks at the first field and the last byte before all others, as CPUs do: CR2 tells.
+fn probe(cpu: &mut Cpu, insn: &Insn, width: usize, len: usize, write: bool) -> Step {
+    let start = cpu.offset(insn);
+    cpu.probe(insn.seg, start, width, write)?;
+    cpu.probe(insn.seg, start.wrapping_add(len as u64 - 1), 1, write)
+}
+
+/// Loads an environment of `SIZE` bytes and what follows it.
+fn load<const SIZE: usize>(cpu: &mut Cpu, insn: &Insn, bytes: &mut [u8]) -> Step {
+    probe(cpu, insn, SIZE / 7, bytes.len(), false)?;
+    cpu.load_bytes(insn.seg, cpu.offset(insn), bytes)
+}
+
+/// Stores an environment of `SIZE` bytes and what follows it.
+fn store<const SIZE: usize>(cpu: &mut Cpu, insn: &Insn, bytes: &[u8]) -> Step {
+    probe(cpu, insn, SIZE / 7, bytes.len(), true)?;
+    cpu.store_bytes(insn.seg, cpu.offset(insn), bytes, StoreKind::Cached)
+}
+
 fn fnstenv<const SIZE: usize>(cpu: &mut Cpu, insn: &Insn) -> Step {
     x87_usable(cpu)?;
     let bytes = layout::<SIZE>(fields(&cpu.fx, real_layout(cpu)));
-    store_image(cpu, insn, &bytes, SIZE)?;
+    store::<SIZE>(cpu, insn, &bytes)?;
     cpu.fx.fcw |= fcw::MASKS;
     cpu.fx.settle();
     Ok(())
@@ -102,7 +122,7 @@ fn fnstenv<const SIZE: usize>(cpu: &mut Cpu, insn: &Insn) -> Step {
 fn fldenv<const SIZE: usize>(cpu: &mut Cpu, insn: &Insn) -> Step {
     begin(cpu)?;
     let mut bytes = [0; SIZE];
-    load_image(cpu, insn, &mut bytes)?;
+    load::<SIZE>(cpu, insn, &mut bytes)?;
     let real = real_layout(cpu);
     restore(&mut cpu.fx, &bytes, real);
     Ok(())
@@ -115,7 +135,7 @@ fn fnsave<const SIZE: usize>(cpu: &mut Cpu, insn: &Insn) -> Step {
     for (st, bytes) in cpu.fx.st.iter().zip(bytes[SIZE..].chunks_exact_mut(10)) {
         bytes.copy_from_slice(&st.to_le_bytes()[..10]);
     }
-    store_image(cpu, insn, &bytes[..SIZE + STACK], SIZE + STACK)?;
+    store::<SIZE>(cpu, insn, &bytes[..SIZE + STACK])?;
     cpu.fx.init();
     Ok(())
 }
@@ -123,7 +143,7 @@ fn fnsave<const SIZE: usize>(cpu: &mut Cpu, insn: &Insn) -> Step {
 fn frstor<const SIZE: usize>(cpu: &mut Cpu, insn: &Insn) -> Step {
     begin(cpu)?;
     let mut bytes = [0; 28 + STACK];
-    load_image(cpu, insn, &mut bytes[..SIZE + STACK])?;
+    load::<SIZE>(cpu, insn, &mut bytes[..SIZE + STACK])?;
     let real = real_layout(cpu);
     let environment: [u8; SIZE] = std::array::from_fn(|i| bytes[i]);
     restore(&mut cpu.fx, &environment, real);

@@ -3,6 +3,7 @@
 mod control;
 mod environment;
 
+use engine::event::StoreKind;
 use iced_x86::{Code, Instruction};
 
 use super::native::{self, Scratch};
@@ -202,13 +203,12 @@ impl Operand for Tword {
         Ok(memory)
     }
 
+    /// Two stores, as CPUs make them.
     fn store(cpu: &mut Cpu, insn: &Insn, memory: &Scratch) -> Step {
-        cpu.store_bytes(
-            insn.seg,
-            cpu.offset(insn),
-            &memory.0[..Self::BYTES],
-            engine::event::StoreKind::Cached,
-        )
+        let offset = cpu.offset(insn);
+        let value = u128::from_le_bytes(memory.0);
+        cpu.store_at(insn.seg, offset, value as u64, StoreKind::Cached)?;
+        cpu.store_at(insn.seg, offset.wrapping_add(8), (value >> 64) as u16, StoreKind::Cached)
     }
 }
 
