@@ -2,16 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use crate::apt::{Apt, Package};
-use crate::cpio::{Node, Tree};
+use crate::cpio::Tree;
 use crate::deb::Deb;
 use crate::error::{At, Error, Result};
 use crate::image::{Artefact, FORMAT, INITRAMFS, Image, KERNEL, MANIFEST, Manifest, SYSTEM_MAP, VMLINUX};
-use crate::modules::{self, Modules, Strip};
+use crate::modules::Strip;
+use crate::origin::Origin;
 use crate::progress::{Progress, Total};
 use crate::recipe::{KernelSpec, Recipe};
 use crate::store::{Store, write_atomically};
@@ -46,7 +46,7 @@ impl Store {
             }
         }
 
-        let contents = Contents::gather(recipe, agent, &apt, progress)?;
+        let contents = Contents::gather(self, recipe, agent, &apt, progress)?;
         let id = identity(&recipe_hash, agent, &contents.packages);
         self.write(recipe, recipe_hash, &id, &contents, progress)?;
         self.name(&recipe.name, &id)?;
@@ -78,13 +78,12 @@ impl Store {
             fs::write(&path, data).at("write", &path)
         };
         progress.started("Kernel and initramfs", Total::Unknown);
-        put(KERNEL, &contents.kernel)?;
+        put(KERNEL, &contents.kernel.image)?;
         put(INITRAMFS, &contents.tree.to_cpio())?;
-        if let Some(map) = &contents.system_map {
+        if let Some(map) = &contents.kernel.system_map {
             put(SYSTEM_MAP, map)?;
         }
-        let origin = Path::new(&contents.kernel_name);
-        let (vmlinux, release) = self.vmlinux(&contents.kernel, origin)?;
+        let (vmlinux, release) = self.vmlinux(&contents.kernel.image, &contents.kernel.file)?;
         artefacts.insert(VMLINUX.into(), Artefact::of(&fs::read(&vmlinux).at("read", &vmlinux)?));
         let path = new.path().join(VMLINUX);
         fs::hard_link(&vmlinux, &path).or_else(|_| fs::copy(&vmlinux, &path).map(drop)).at("write", &path)?;
@@ -129,20 +128,26 @@ fn identity(recipe_hash: &str, agent: &[u8], packages: &[Package]) -> String {
 
 /// An image in memory.
 struct Contents {
-    kernel: Vec<u8>,
-    kernel_name: String,
-    system_map: Option<Vec<u8>>,
+    kernel: Origin,
     tree: Tree,
     packages: Vec<Package>,
     notes: Vec<String>,
 }
 
 impl Contents {
-    fn gather(recipe: &Recipe, agent: &[u8], apt: &Apt, progress: &dyn Progress) -> Result<Self> {
-        let KernelSpec::Package { package: pattern } = &recipe.kernel else {
-            return Err(Error::Recipe { name: recipe.name.clone(), why: "no kernel package".into() });
+    fn gather(
+        store: &Store,
+        recipe: &Recipe,
+        agent: &[u8],
+        apt: &Apt,
+        progress: &dyn Progress,
+    ) -> Result<Self> {
+        let kernel = match &recipe.kernel {
+            KernelSpec::Package { package } => Origin::package(package, apt, progress)?,
+            KernelSpec::Source { source, .. } => {
+                store.kernel_from_source(source, &recipe.series()?, apt, progress)?
+            }
         };
-        let kernel_package = apt.newest(pattern)?;
         let mut tree = skeleton::tree(agent, "nvsim");
         let mut packages = BTreeMap::new();
         let names: Vec<&str> = recipe.packages.keys().map(String::as_str).collect();
@@ -155,60 +160,22 @@ impl Contents {
         }
         libraries::close(&mut tree, &mut packages, apt, progress)?;
         skeleton::link_applets(&mut tree)?;
-        let mut contents = Self {
-            kernel: Vec::new(),
-            kernel_name: kernel_package.name.clone(),
-            system_map: None,
-            tree,
-            packages: Vec::new(),
-            notes: Vec::new(),
-        };
-        contents.take_kernel(recipe, &kernel_package, apt, progress)?;
+        packages.insert(kernel.package.name.clone(), kernel.package.clone());
+        let packages = packages.into_values().collect();
+        let notes = kernel.notes.clone();
+        let mut contents = Self { kernel, tree, packages, notes };
+        contents.take_modules(recipe)?;
         contents.take_files(recipe)?;
-        packages.insert(kernel_package.name.clone(), kernel_package);
-        contents.packages = packages.into_values().collect();
         Ok(contents)
     }
 
-    fn take_kernel(
-        &mut self,
-        recipe: &Recipe,
-        package: &Package,
-        apt: &Apt,
-        progress: &dyn Progress,
-    ) -> Result<()> {
-        let file = apt.fetch(package, progress)?;
-        let mut found = Modules::default();
-        let mut release = String::new();
-        progress.started("Unpacking the kernel", Total::Unknown);
-        Deb::new(&file).unpack(
-            |path| path.starts_with("/boot/") || modules::is_module_file(path),
-            |path, node| {
-                let Node::File { data, .. } = node else { return Ok(()) };
-                if path.starts_with("/boot/vmlinuz-") {
-                    self.kernel = data;
-                } else if path.starts_with("/boot/System.map-") {
-                    // Debian's holds one line that says where the real one is.
-                    self.system_map = (data.len() > 4096).then_some(data);
-                } else if path.ends_with("/modules.builtin") {
-                    release = path.split('/').rev().nth(1).unwrap_or_default().to_owned();
-                    found.built_in(&data);
-                } else if path.starts_with("/lib/modules/") || path.starts_with("/usr/lib/modules/") {
-                    found.stage(path, data);
-                }
-                Ok(())
-            },
-        )?;
-        progress.finished();
-        if self.kernel.is_empty() {
-            return Err(Error::NotInPackage {
-                package: package.name.clone(),
-                path: "/boot/vmlinuz-*".into(),
-            });
-        }
-        let spec = &recipe.modules;
-        let order = found.install(&mut self.tree, &release, spec, &file)?;
+    fn take_modules(&mut self, recipe: &Recipe) -> Result<()> {
+        let (spec, kernel) = (&recipe.modules, &self.kernel);
+        let order = kernel.modules.install(&mut self.tree, &kernel.release, spec, &kernel.file)?;
         self.tree.file(MODULE_LIST, 0o644, order.join("\n") + "\n");
+        if spec.boot.is_empty() && spec.on_demand.is_empty() {
+            return Ok(());
+        }
         for strip in &spec.strip {
             self.notes.push(match strip {
                 Strip::Signature => "modules: appended signatures removed".into(),

@@ -53,24 +53,20 @@ impl Deb {
         })
     }
 
-    /// Unpacks the one file `wanted` into `to`, for files too large for memory.
-    pub(crate) fn extract(&self, wanted: &str, to: &Path, mut advanced: impl FnMut(u64)) -> Result<bool> {
+    /// Gives the contents of the first file that `wanted` names to `read`, for those too large for memory. Tells whether
+    /// there is one.
+    pub(crate) fn open(
+        &self,
+        wanted: impl Fn(&str) -> bool,
+        mut read: impl FnMut(&mut dyn Read) -> io::Result<()>,
+    ) -> Result<bool> {
         let mut found = false;
         self.walk(|path, entry| {
-            if path != wanted || !entry.header().entry_type().is_file() {
+            if found || !wanted(path) || !entry.header().entry_type().is_file() {
                 return Ok(());
             }
             found = true;
-            let mut out = File::create(to).at("create", to)?;
-            let mut buffer = vec![0; 1 << 20];
-            loop {
-                let n = entry.read(&mut buffer).map_err(|e| self.bad(e))?;
-                if n == 0 {
-                    return Ok(());
-                }
-                io::Write::write_all(&mut out, &buffer[..n]).at("write", to)?;
-                advanced(n as u64);
-            }
+            read(entry).map_err(|e| self.bad(format!("{path}: {e}")))
         })?;
         Ok(found)
     }

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{At, Error, Result};
 use crate::modules::Strip;
+use crate::series::Series;
 
 /// What an image is made of.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -95,10 +96,11 @@ impl FileSpec {
     }
 }
 
-const BUILT_IN: [(&str, &str); 3] = [
+const BUILT_IN: [(&str, &str); 4] = [
     ("dax", include_str!("../../images/dax.toml")),
     ("dax-6.1", include_str!("../../images/dax-6.1.toml")),
     ("dax-generic", include_str!("../../images/dax-generic.toml")),
+    ("validation", include_str!("../../images/validation.toml")),
 ];
 
 impl Recipe {
@@ -158,6 +160,17 @@ impl Recipe {
         Ok(recipe)
     }
 
+    /// What is done to the kernel's source.
+    pub(crate) fn series(&self) -> Result<Series> {
+        match &self.kernel {
+            KernelSpec::Source { patches, .. } => Series::find(patches, &self.resolve(patches.as_ref())),
+            KernelSpec::Package { .. } => Err(Error::Recipe {
+                name: self.name.clone(),
+                why: "a packaged kernel takes no patches".into(),
+            }),
+        }
+    }
+
     /// A path of the recipe, made absolute or relative to the current folder.
     pub(crate) fn resolve(&self, path: &Path) -> PathBuf {
         self.folder.join(path)
@@ -168,6 +181,9 @@ impl Recipe {
         let mut hash = blake3::Hasher::new();
         // A struct of strings, maps and lists always serialises.
         hash.update(&serde_json::to_vec(self).unwrap_or_default());
+        if matches!(self.kernel, KernelSpec::Source { .. }) {
+            hash.update(self.series()?.hash().as_bytes());
+        }
         for source in self.files.iter().filter_map(|file| file.source.as_deref()) {
             let path = self.resolve(source);
             hash.update(blake3::hash(&std::fs::read(&path).at("read", &path)?).as_bytes());
