@@ -12,6 +12,8 @@ mod mmx;
 pub mod native;
 mod nontemporal;
 mod sse;
+#[cfg(test)]
+mod tests;
 mod x87;
 
 use iced_x86::{Code, Instruction};
