@@ -110,13 +110,31 @@ impl CpuidTable {
         table
     }
 
-    /// What CPUID answers; leaves that do not exist give zeros.
+    /// What CPUID answers, as Intel's do: a leaf beyond its range gives the highest basic leaf, one that is merely not
+    /// there zeros, and leaf 0xB tells the APIC id at any level.
     #[must_use]
     pub fn lookup(&self, leaf: u32, subleaf: u32) -> [u32; 4] {
-        self.entries
-            .iter()
-            .find(|e| e.leaf == leaf && e.subleaf.is_none_or(|n| n == subleaf))
-            .map_or([0; 4], |e| e.registers)
+        let find = |leaf| {
+            self.entries
+                .iter()
+                .find(|e| e.leaf == leaf && e.subleaf.is_none_or(|n| n == subleaf))
+                .map(|e| e.registers)
+        };
+        let highest = |class| find(class).map_or(0, |registers| registers[0]);
+        let limit = match leaf {
+            0x4000_0000..0x5000_0000 | 0xC000_0000.. => 0,
+            0x8000_0000.. => highest(0x8000_0000),
+            _ => highest(0),
+        };
+        match find(leaf) {
+            Some(registers) => registers,
+            None if leaf > limit => find(highest(0)).unwrap_or([0; 4]),
+            None if leaf == 0xB => {
+                let levels = self.entries.iter().find(|e| e.leaf == 0xB);
+                [0, 0, subleaf & 0xFF, levels.map_or(0, |e| e.registers[3])]
+            }
+            None => [0; 4],
+        }
     }
 }
 
@@ -151,6 +169,18 @@ mod tests {
         let table = CpuidTable::x86_64_v2(4, 1_000_000).for_vcpu(3);
         assert_eq!(table.lookup(1, 0)[1] >> 24, 3);
         assert_eq!(table.lookup(0xB, 1), [2, 4, 0x201, 3]);
+    }
+
+    #[test]
+    fn what_is_not_there_is_answered_as_by_intel() {
+        let table = CpuidTable::x86_64_v2(2, 1_000_000).for_vcpu(1);
+        for leaf in [0x17, 0x2000_0000, 0x4000_0000, 0x8000_0009, 0xC000_0000] {
+            assert_eq!(table.lookup(leaf, 0), table.lookup(0x16, 0), "{leaf:#x}");
+        }
+        for leaf in [2, 0xD, 0x8000_0005] {
+            assert_eq!(table.lookup(leaf, 0), [0; 4], "{leaf:#x}");
+        }
+        assert_eq!(table.lookup(0xB, 9), [0, 0, 9, 1]);
     }
 
     #[test]

@@ -9,7 +9,7 @@ pub type Access = u8;
 /// How to go on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Entry {
-    /// Go on. After [`ExitKind::Idle`] guest time jumps to the deadline.
+    /// Go on. After [`ExitKind::Idle`] guest time jumps to the deadline; a read without an answer is asked again.
     Resume,
     /// The answer to [`ExitKind::IoRead`] or [`ExitKind::MmioRead`], in the low bytes.
     Data(u64),

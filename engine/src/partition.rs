@@ -105,13 +105,16 @@ pub trait Processor: Debug {
     /// The engine failed; the partition is then unusable.
     fn run(&mut self, entry: Entry) -> Result<Exit>;
 
-    /// The architectural state of a vCPU of this seat, between exits.
+    /// The architectural state of a vCPU of this seat, between exits. At a read it is that of before the instruction,
+    /// which asks again where it is restored; at the last write of an instruction that of after it. Between the parts of
+    /// an access that arrives in several exits it may be either: save at [`crate::ExitKind::Kicked`], where there is none.
     ///
     /// # Errors
     /// [`crate::Error::NoSuchVcpu`] or the host's refusal.
     fn save(&mut self, vcpu: VcpuId) -> Result<CpuState>;
 
-    /// Replaces the state of a vCPU of this seat. `restore(save())` changes nothing.
+    /// Replaces the state of a vCPU of this seat. `restore(save())` changes nothing. A read that waits for its answer is
+    /// forgotten: go on with [`Entry::Resume`].
     ///
     /// # Errors
     /// [`crate::Error::NoSuchVcpu`], [`crate::Error::BadState`] or the host's refusal.

@@ -52,11 +52,15 @@ fn cpuid_is_the_table(bench: &Bench<'_>) -> Outcome {
     Ok(())
 }
 
-/// A leaf within the range that is not listed gives zeros, and so does a sub-leaf.
+/// Leaves and sub-leaves that are not listed, within the range and beyond it.
 fn cpuid_beyond_the_table(bench: &Bench<'_>) -> Outcome {
-    for (leaf, subleaf) in [(2, 0), (3, 0), (0xA, 0), (0xD, 1), (0x14, 0), (4, 7), (7, 1), (0x8000_0005, 0)] {
-        let got = cpuid(bench, leaf, subleaf)?;
-        holds(|| format!("leaf {leaf:#x}.{subleaf} is {got:#x?}, not zeros"), got == [0; 4])?;
+    let khz = bench.long(|a| a.nop())?.tsc_khz();
+    let table = CpuidTable::x86_64_v2(1, khz).for_vcpu(0);
+    let within = [(2, 0), (3, 0), (0xA, 0), (0xD, 1), (0x14, 0), (4, 7), (7, 1), (0xB, 9), (0x8000_0005, 0)];
+    let beyond = [(0x17, 0), (0x2000_0000, 0), (0x4000_0000, 0), (0x8000_0009, 0), (0xC000_0000, 0)];
+    for (leaf, subleaf) in within.into_iter().chain(beyond) {
+        let (got, want) = (cpuid(bench, leaf, subleaf)?, table.lookup(leaf, subleaf));
+        holds(|| format!("leaf {leaf:#x}.{subleaf} is {got:#x?}, not {want:#x?}"), got == want)?;
     }
     Ok(())
 }
