@@ -20,6 +20,7 @@ pub mod mmu;
 mod msr;
 mod partition;
 mod processor;
+mod quick;
 pub mod ram;
 pub mod rig;
 pub mod run;

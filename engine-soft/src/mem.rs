@@ -55,7 +55,7 @@ mem_value!(u8, u16, u32, u64, u128);
 /// # Safety
 /// `T::SIZE` bytes at `host` are guest memory.
 #[inline(always)]
-unsafe fn peek<T: MemValue>(host: u64) -> T {
+pub(crate) unsafe fn peek<T: MemValue>(host: u64) -> T {
     // SAFETY: the caller's promise; guest memory is plain bytes of any alignment.
     unsafe { std::ptr::with_exposed_provenance::<T>(host as usize).read_unaligned() }
 }
@@ -65,7 +65,7 @@ unsafe fn peek<T: MemValue>(host: u64) -> T {
 /// # Safety
 /// `T::SIZE` bytes at `host` are guest memory.
 #[inline(always)]
-unsafe fn poke<T: MemValue>(host: u64, value: T) {
+pub(crate) unsafe fn poke<T: MemValue>(host: u64, value: T) {
     // SAFETY: the caller's promise; guest memory is plain bytes of any alignment.
     unsafe { std::ptr::with_exposed_provenance_mut::<T>(host as usize).write_unaligned(value) }
 }

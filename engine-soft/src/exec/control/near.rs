@@ -6,6 +6,7 @@ use crate::cpu::Cpu;
 use crate::insn::{Exec, Insn, RIP};
 use crate::mem::MemValue;
 use crate::mmu::canonical;
+use crate::quick::tried;
 use crate::trap::{Step, vector};
 use crate::width::Width;
 
@@ -49,6 +50,25 @@ fn call<W: Width + MemValue>(cpu: &mut Cpu, insn: &Insn) -> Step {
     let target = relative(cpu, insn);
     cpu.push(W::of(cpu.gpr[RIP_SLOT]))?;
     go::<W>(cpu, target);
+    Ok(())
+}
+
+/// CALL in 64-bit code (see [`crate::quick`]).
+#[inline(always)]
+fn quick_call(cpu: &mut Cpu, insn: &Insn) -> Step {
+    let target = relative(cpu, insn);
+    cpu.try_push(cpu.gpr[RIP_SLOT])?;
+    go::<u64>(cpu, target);
+    Ok(())
+}
+
+/// RET in 64-bit code.
+#[inline(always)]
+fn quick_ret(cpu: &mut Cpu, _: &Insn) -> Step {
+    let target: u64 = cpu.try_load(cpu.gpr[4])?;
+    check::<u64>(cpu, target)?;
+    cpu.gpr[4] = cpu.gpr[4].wrapping_add(8);
+    go::<u64>(cpu, target);
     Ok(())
 }
 
@@ -167,12 +187,14 @@ pub(super) fn lookup(i: &Instruction) -> Option<Exec> {
         Mnemonic::Jmp if i.is_jmp_short_or_near() => by_size!(size, jmp),
         Mnemonic::Jmp if i.is_jmp_near_indirect() && memory => by_size!(size, jmp_indirect, true),
         Mnemonic::Jmp if i.is_jmp_near_indirect() => by_size!(size, jmp_indirect, false),
+        Mnemonic::Call if i.is_call_near() && size == 8 => tried!(quick_call, call::<u64>),
         Mnemonic::Call if i.is_call_near() => by_size!(size, call),
         Mnemonic::Call if i.is_call_near_indirect() && memory => by_size!(size, call_indirect, true),
         Mnemonic::Call if i.is_call_near_indirect() => by_size!(size, call_indirect, false),
         Mnemonic::Ret => match i.code() {
             Code::Retnw | Code::Retnw_imm16 => ret::<u16>,
             Code::Retnd | Code::Retnd_imm16 => ret::<u32>,
+            Code::Retnq => tried!(quick_ret, ret::<u64>),
             _ => ret::<u64>,
         },
         Mnemonic::Loop => by_size!(size, looping, 2),

@@ -2,7 +2,9 @@
 
 use iced_x86::{Instruction, Mnemonic as M};
 
-use super::operand::{Imm, Int, Mem, Place, Reg, Source, by_place, by_places, by_width};
+use super::operand::{
+    Flat, Imm, Int, Mem, Place, Reg, Source, by_memory, by_place, by_places, by_width, is_flat, tried,
+};
 use crate::cpu::Cpu;
 use crate::flags::Flags;
 use crate::insn::{Exec, Insn};
@@ -65,12 +67,14 @@ operation! {
     Unary Not(_flags, a) W::of(!a.zext());
 }
 
+#[inline(always)]
 fn binary<W: Int, Op: Binary, D: Place, S: Source>(cpu: &mut Cpu, insn: &Insn) -> Step {
     let b: W = S::read(cpu, insn)?;
     D::modify(cpu, insn, |flags, a| (Op::apply(flags, a, b), ()))
 }
 
 /// CMP and TEST: as the operation, but only the flags are kept.
+#[inline(always)]
 fn compare<W: Int, Op: Binary, D: Source, S: Source>(cpu: &mut Cpu, insn: &Insn) -> Step {
     let a: W = D::read(cpu, insn)?;
     let b: W = S::read(cpu, insn)?;
@@ -78,6 +82,7 @@ fn compare<W: Int, Op: Binary, D: Source, S: Source>(cpu: &mut Cpu, insn: &Insn)
     Ok(())
 }
 
+#[inline(always)]
 fn unary<W: Int, Op: Unary, D: Place>(cpu: &mut Cpu, insn: &Insn) -> Step {
     D::modify(cpu, insn, |flags, a: W| (Op::apply(flags, a), ()))
 }

@@ -3,7 +3,7 @@
 use engine::event::{FenceKind, StoreKind};
 use iced_x86::{Code, Instruction, Mnemonic as M, OpKind};
 
-use super::operand::{Int, Mem, Place, Reg, by_place, by_width};
+use super::operand::{Flat, Int, Mem, Place, Reg, by_memory, by_place, by_width, is_flat, tried};
 use crate::cpu::Cpu;
 use crate::flags::{Flags, bit};
 use crate::insn::{Exec, Insn, prefix};
@@ -51,6 +51,7 @@ fn unless_locked<T>(insn: &Insn, old: T) -> Option<T> {
 }
 
 /// A register that was compared in vain is not written: its upper half stays.
+#[inline(always)]
 fn cmpxchg<W: Int, D: Place>(cpu: &mut Cpu, insn: &Insn) -> Step {
     let (expected, new): (W, W) = (cpu.get(RAX), cpu.get(insn.r[1]));
     let old = D::modify_if(cpu, insn, |flags, old: W| {

@@ -1,8 +1,12 @@
 //! MOV, its extending relatives, LEA, XCHG, BSWAP, CMOVcc, SETcc, XLAT and the sign extensions of the accumulator.
 
+use engine::state::SystemRegisters;
 use iced_x86::{Code, Instruction, Mnemonic as M, OpKind, Register};
 
-use super::operand::{Imm, Int, Mem, Place, Reg, Source, by_place, by_places, by_width, by_word};
+use super::operand::{
+    Flat, Imm, Int, Mem, Place, Reg, Source, by_memory, by_place, by_places, by_width, by_word, is_flat,
+    tried,
+};
 use crate::cpu::Cpu;
 use crate::insn::{Exec, Insn};
 use crate::trap::Step;
@@ -54,6 +58,7 @@ fn mov_lookup(i: &Instruction) -> Option<Exec> {
     by_places!(i, mov)
 }
 
+#[inline(always)]
 fn mov<W: Int, D: Place, S: Source>(cpu: &mut Cpu, insn: &Insn) -> Step {
     let value: W = S::read(cpu, insn)?;
     D::write(cpu, insn, value)
@@ -66,7 +71,10 @@ fn mov_from_segment<W: Int, D: Place>(cpu: &mut Cpu, insn: &Insn) -> Step {
 
 fn mov_to_segment<S: Source>(cpu: &mut Cpu, insn: &Insn) -> Step {
     let selector: u16 = S::read(cpu, insn)?;
-    cpu.load_segment(insn.r[0], selector)
+    cpu.load_segment(insn.r[0], selector)?;
+    // The next instruction loads the stack pointer: nothing comes between.
+    cpu.shadow |= usize::from(insn.r[0]) == SystemRegisters::SS;
+    Ok(())
 }
 
 fn extend_lookup<const SIGNED: bool>(i: &Instruction) -> Option<Exec> {
@@ -77,25 +85,28 @@ fn extend_lookup<const SIGNED: bool>(i: &Instruction) -> Option<Exec> {
             _ => i.memory_size().size(),
         },
     );
-    macro_rules! pick {
-        ($source:ty) => {
-            match (to, from) {
-                (2, 1) => Some(extend::<u16, u8, $source, SIGNED>),
-                (4, 1) => Some(extend::<u32, u8, $source, SIGNED>),
-                (8, 1) => Some(extend::<u64, u8, $source, SIGNED>),
-                (2, 2) => Some(extend::<u16, u16, $source, SIGNED>),
-                (4, 2) => Some(extend::<u32, u16, $source, SIGNED>),
-                (8, 2) => Some(extend::<u64, u16, $source, SIGNED>),
-                (2, 4) => Some(extend::<u16, u32, $source, SIGNED>),
-                (4, 4) => Some(extend::<u32, u32, $source, SIGNED>),
-                (8, 4) => Some(extend::<u64, u32, $source, SIGNED>),
+    macro_rules! from {
+        ($($to:literal $from:literal $t:ty, $f:ty;)*) => {
+            match (to, from, i.op1_kind()) {
+                $(
+                    ($to, $from, OpKind::Register) => Some(extend::<$t, $f, Reg<1>, SIGNED> as Exec),
+                    ($to, $from, _) if is_flat(i) => {
+                        Some(tried!(extend::<$t, $f, Flat, SIGNED>, extend::<$t, $f, Mem, SIGNED>))
+                    }
+                    ($to, $from, _) => Some(extend::<$t, $f, Mem, SIGNED>),
+                )*
                 _ => None,
             }
         };
     }
-    if i.op1_kind() == OpKind::Memory { pick!(Mem) } else { pick!(Reg<1>) }
+    from! {
+        2 1 u16, u8; 4 1 u32, u8; 8 1 u64, u8;
+        2 2 u16, u16; 4 2 u32, u16; 8 2 u64, u16;
+        2 4 u16, u32; 4 4 u32, u32; 8 4 u64, u32;
+    }
 }
 
+#[inline(always)]
 fn extend<T: Int, F: Int, S: Source, const SIGNED: bool>(cpu: &mut Cpu, insn: &Insn) -> Step {
     let value: F = S::read(cpu, insn)?;
     cpu.put(insn.r[0], T::of(if SIGNED { value.sext() } else { value.zext() }));
@@ -108,6 +119,7 @@ fn lea<W: Int>(cpu: &mut Cpu, insn: &Insn) -> Step {
     Ok(())
 }
 
+#[inline(always)]
 fn xchg<W: Int, D: Place>(cpu: &mut Cpu, insn: &Insn) -> Step {
     let new: W = cpu.get(insn.r[1]);
     let old = D::modify(cpu, insn, |_, old| (new, old))?;
@@ -154,7 +166,7 @@ fn conditional_lookup(i: &Instruction) -> Option<Exec> {
             match condition {
                 $($c if is_set(i.code()) => match i.op0_kind() {
                     OpKind::Register => Some(set::<Reg<0>, $c> as Exec),
-                    _ => Some(set::<Mem, $c> as Exec),
+                    _ => Some(set::<Mem, $c>),
                 },
                 $c if is_move(i) => match i.op1_kind() {
                     OpKind::Register => by_cmov::<Reg<1>, $c>(i),
@@ -194,6 +206,7 @@ fn is_move(i: &Instruction) -> bool {
     i.op_count() == 2 && i.op0_register().is_gpr() && i.op0_register().size() > 1
 }
 
+#[inline(always)]
 fn set<D: Place, const C: u8>(cpu: &mut Cpu, insn: &Insn) -> Step {
     let value = u8::from(cpu.flags.condition(C));
     D::write(cpu, insn, value)
@@ -209,6 +222,7 @@ fn by_cmov<S: Source, const C: u8>(i: &Instruction) -> Option<Exec> {
 }
 
 /// The source is read, and a 32-bit destination extended, whatever the condition.
+#[inline(always)]
 fn cmov<W: Int, S: Source, const C: u8>(cpu: &mut Cpu, insn: &Insn) -> Step {
     let new: W = S::read(cpu, insn)?;
     let old: W = cpu.get(insn.r[0]);

@@ -1,5 +1,7 @@
 //! Operand kinds as types: where a handler takes a value from and puts it, settled when it is compiled.
 
+use iced_x86::{CodeSize, Instruction, Mnemonic, Register};
+
 use crate::cpu::Cpu;
 use crate::flags::Flags;
 use crate::insn::Insn;
@@ -47,6 +49,9 @@ pub struct Reg<const N: usize>;
 
 /// The memory operand.
 pub struct Mem;
+
+/// The memory operand, tried in the way that suits 64-bit code (see [`crate::quick`]).
+pub struct Flat;
 
 /// The immediate.
 pub struct Imm;
@@ -107,6 +112,49 @@ impl Place for Mem {
     }
 }
 
+impl Source for Flat {
+    #[inline(always)]
+    fn read<W: Int>(cpu: &mut Cpu, insn: &Insn) -> Step<W> {
+        cpu.try_load(cpu.flat(insn))
+    }
+}
+
+impl Place for Flat {
+    const IS_MEMORY: bool = true;
+
+    #[inline(always)]
+    fn write<W: Int>(cpu: &mut Cpu, insn: &Insn, value: W) -> Step {
+        cpu.try_store(cpu.flat(insn), value)
+    }
+
+    #[inline(always)]
+    fn modify_if<W: Int, R>(
+        cpu: &mut Cpu,
+        insn: &Insn,
+        f: impl FnOnce(&mut Flags, W) -> (Option<W>, R),
+    ) -> Step<R> {
+        cpu.try_modify_if(cpu.flat(insn), f)
+    }
+}
+
+/// The memory operand can be [`Flat`]: 64-bit code, a segment of base 0, 64-bit addresses; and nothing is to be told of
+/// the access.
+pub fn is_flat(i: &Instruction) -> bool {
+    let wide = |r: Register| r.is_gpr64() || r == Register::RIP;
+    let (base, index) = (i.memory_base(), i.memory_index());
+    let address = match (base, index) {
+        (Register::None, Register::None) => i.memory_displ_size() == 8,
+        (Register::None, _) => wide(index),
+        _ => wide(base),
+    };
+    let segment = !matches!(i.memory_segment(), Register::FS | Register::GS);
+    i.code_size() == CodeSize::Code64
+        && segment
+        && address
+        && !i.has_lock_prefix()
+        && i.mnemonic() != Mnemonic::Xchg
+}
+
 impl Source for Imm {
     #[inline(always)]
     fn read<W: Int>(_: &mut Cpu, insn: &Insn) -> Step<W> {
@@ -140,14 +188,36 @@ macro_rules! by_word {
     };
 }
 
-/// Picks by width and by the kind of operand 0, which is the last type argument.
-macro_rules! by_place {
-    ($i:expr, $f:ident $(, $argument:ty)*) => {
-        match $i.op0_kind() {
-            iced_x86::OpKind::Register => by_width!($crate::exec::integer::width($i), $f $(, $argument)*, Reg<0>),
-            _ => by_width!($crate::exec::integer::width($i), $f $(, $argument)*, Mem),
+/// As [`by_width`], for a handler with a memory operand, whose type argument comes after the semicolon.
+macro_rules! by_memory {
+    ($i:expr, $width:expr, $f:ident $(, $before:ty)* ; Mem $(, $after:ty)*) => {
+        match $width {
+            1 if is_flat($i) => {
+                Some(tried!($f::<u8 $(, $before)*, Flat $(, $after)*>, $f::<u8 $(, $before)*, Mem $(, $after)*>))
+            }
+            2 if is_flat($i) => {
+                Some(tried!($f::<u16 $(, $before)*, Flat $(, $after)*>, $f::<u16 $(, $before)*, Mem $(, $after)*>))
+            }
+            4 if is_flat($i) => {
+                Some(tried!($f::<u32 $(, $before)*, Flat $(, $after)*>, $f::<u32 $(, $before)*, Mem $(, $after)*>))
+            }
+            8 if is_flat($i) => {
+                Some(tried!($f::<u64 $(, $before)*, Flat $(, $after)*>, $f::<u64 $(, $before)*, Mem $(, $after)*>))
+            }
+            width => by_width!(width, $f $(, $before)*, Mem $(, $after)*),
         }
     };
+}
+
+/// Picks by width and by the kind of operand 0, which is the last type argument.
+macro_rules! by_place {
+    ($i:expr, $f:ident $(, $argument:ty)*) => {{
+        let width = $crate::exec::integer::width($i);
+        match $i.op0_kind() {
+            iced_x86::OpKind::Register => by_width!(width, $f $(, $argument)*, Reg<0>),
+            _ => by_memory!($i, width, $f $(, $argument)*; Mem),
+        }
+    }};
 }
 
 /// Picks by width and by the kinds of operands 0 and 1, which are the last two type arguments.
@@ -157,12 +227,13 @@ macro_rules! by_places {
         let width = $crate::exec::integer::width($i);
         match ($i.op0_kind(), $i.op1_kind()) {
             (K::Register, K::Register) => by_width!(width, $f $(, $argument)?, Reg<0>, Reg<1>),
-            (K::Register, K::Memory) => by_width!(width, $f $(, $argument)?, Reg<0>, Mem),
+            (K::Register, K::Memory) => by_memory!($i, width, $f $(, $argument)?, Reg<0>; Mem),
             (K::Register, _) => by_width!(width, $f $(, $argument)?, Reg<0>, Imm),
-            (_, K::Register) => by_width!(width, $f $(, $argument)?, Mem, Reg<1>),
-            _ => by_width!(width, $f $(, $argument)?, Mem, Imm),
+            (_, K::Register) => by_memory!($i, width, $f $(, $argument)?; Mem, Reg<1>),
+            _ => by_memory!($i, width, $f $(, $argument)?; Mem, Imm),
         }
     }};
 }
 
-pub(super) use {by_place, by_places, by_width, by_word};
+pub(super) use crate::quick::tried;
+pub(super) use {by_memory, by_place, by_places, by_width, by_word};

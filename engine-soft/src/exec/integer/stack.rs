@@ -1,9 +1,9 @@
 //! PUSH, POP, PUSHA, POPA, PUSHF, POPF, ENTER, LEAVE, and the loads of a far pointer.
 
 use engine::event::StoreKind;
-use iced_x86::{Code, Instruction, Mnemonic as M, OpKind};
+use iced_x86::{Code, CodeSize, Instruction, Mnemonic as M, OpKind};
 
-use super::operand::{Imm, Int, Mem, Place, Reg, Source};
+use super::operand::{Imm, Int, Mem, Place, Reg, Source, tried};
 use crate::cpu::Cpu;
 use crate::flags::bit;
 use crate::insn::{Exec, Insn};
@@ -27,6 +27,13 @@ pub(super) fn lookup(i: &Instruction) -> Option<Exec> {
         };
     }
     let segment = i.op_count() > 0 && i.op0_register().is_segment_register();
+    if i.code_size() == CodeSize::Code64 && step == 8 && i.op0_kind() == OpKind::Register && !segment {
+        match i.mnemonic() {
+            M::Push => return Some(tried!(quick_push, push::<u64, Reg<0>>)),
+            M::Pop => return Some(tried!(quick_pop, pop::<u64, Reg<0>>)),
+            _ => {}
+        }
+    }
     match i.mnemonic() {
         M::Push if segment => by_step!(1, push_segment),
         M::Push => match i.op0_kind() {
@@ -55,12 +62,26 @@ pub(super) fn lookup(i: &Instruction) -> Option<Exec> {
     }
 }
 
+#[inline(always)]
 fn push<W: Int, S: Source>(cpu: &mut Cpu, insn: &Insn) -> Step {
     let value: W = S::read(cpu, insn)?;
     cpu.push(value)
 }
 
+#[inline(always)]
+fn quick_push(cpu: &mut Cpu, insn: &Insn) -> Step {
+    cpu.try_push(cpu.get::<u64>(insn.r[0]))
+}
+
+#[inline(always)]
+fn quick_pop(cpu: &mut Cpu, insn: &Insn) -> Step {
+    let value: u64 = cpu.try_pop()?;
+    cpu.put(insn.r[0], value);
+    Ok(())
+}
+
 /// The new stack pointer is what a memory operand's address is computed from, and what a popped RSP replaces.
+#[inline(always)]
 fn pop<W: Int, D: Place>(cpu: &mut Cpu, insn: &Insn) -> Step {
     let before = cpu.gpr[RSP];
     let value: W = cpu.pop()?;
@@ -86,6 +107,7 @@ fn push_segment<W: Int>(cpu: &mut Cpu, insn: &Insn) -> Step {
 fn pop_segment<W: Int>(cpu: &mut Cpu, insn: &Insn) -> Step {
     let value: u16 = cpu.peek(0)?;
     cpu.load_segment(insn.r[0], value)?;
+    cpu.shadow |= insn.r[0] == SS;
     // By the width that the stack has now: SS may be what was loaded.
     cpu.set_stack_pointer(cpu.gpr[RSP].wrapping_add(W::BYTES as u64));
     Ok(())
@@ -143,8 +165,11 @@ fn pop_flags<W: Int>(cpu: &mut Cpu, _: &Insn) -> Step {
     if W::BITS == 16 {
         open &= 0xFFFF;
     }
-    cpu.flags.set((old & !open | value.zext() & open) & !bit::RF);
-    cpu.mode_changed();
+    let new = (old & !open | value.zext() & open) & !bit::RF;
+    cpu.flags.set(new);
+    if (old ^ new) & bit::AC != 0 {
+        cpu.mode_changed();
+    }
     Ok(())
 }
 
