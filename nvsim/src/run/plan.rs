@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 use guest_agent::{HOST_PARAMETER, Job, Pmem, Request};
-use guest_image::{Image, Store};
+use guest_image::{Image, OwnKernel, Store};
 use vmm::boot::{BootSpec, Kernel};
 use vmm::nvdimm::{Entropy, Fs, OpenDimms};
 use vmm::{EngineChoice, MachineSpec};
@@ -71,10 +71,13 @@ fn agents(fs: Fs) -> guest_agent::Fs {
 
 fn image(args: &RunArgs) -> Result<Image> {
     let store = Store::of_user()?;
-    match &args.kernel {
-        None => crate::image::build(&store, &args.image),
-        Some(kernel) => anyhow::bail!("own kernel {}", kernel.display()),
-    }
+    let Some(kernel) = &args.kernel else { return crate::image::build(&store, &args.image) };
+    let base = match args.initrd {
+        Some(_) => None,
+        None => Some(crate::image::build(&store, &args.image)?),
+    };
+    let (kernel, initrd, modules) = (kernel.clone(), args.initrd.clone(), args.modules.clone());
+    Ok(store.own(&OwnKernel { kernel, initrd, modules, base })?)
 }
 
 /// What the command line asks the guest to run; nothing: a shell.
