@@ -92,9 +92,9 @@ pub struct RunArgs {
     /// An NV-DIMM: FILE[,key=value...]. [up to 8]
     #[arg(long, value_name = "SPEC")]
     pub nvdimm: Vec<vmm::nvdimm::DimmSpec>,
-    /// A disk (virtio-blk): FILE[,ro]. [up to 6]
+    /// A disk (virtio-blk): FILE[,ro]. [up to 7]
     #[arg(long, value_name = "FILE")]
-    pub disk: Vec<String>,
+    pub disk: Vec<vmm::DiskSpec>,
     /// Which engine runs the guest.
     #[arg(long, value_enum, default_value_t = EngineName::Auto)]
     pub engine: EngineName,

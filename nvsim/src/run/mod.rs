@@ -47,6 +47,7 @@ pub fn run(args: RunArgs) -> Result<ExitCode> {
         remote: remote.clone(),
     };
     let mut machine = Machine::new(plan.spec, wiring, plan.engine)?;
+    args.disk.iter().try_for_each(|disk| machine.plug(disk))?;
     if let Some(keyboard) = keyboard {
         listen(keyboard, &remote, terminal.is_some())?;
     }

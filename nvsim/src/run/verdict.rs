@@ -14,8 +14,15 @@ mod code {
     pub const NO_STATUS: u8 = 125;
 }
 
-/// How many of the last console lines are shown with a failure.
+/// How many of the last console lines are shown with a failure, unless a panic's report begins earlier.
 const LAST_WORDS: usize = 20;
+
+/// The end of the console from where the kernel began to complain, or its last lines.
+fn last_words(console: &[String]) -> &[String] {
+    const BEGINNINGS: [&str; 4] = ["Kernel panic", "BUG:", "Oops", "sysrq:"];
+    let complaint = console.iter().position(|line| BEGINNINGS.iter().any(|word| line.contains(word)));
+    &console[complaint.unwrap_or(console.len()).min(console.len().saturating_sub(LAST_WORDS))..]
+}
 
 /// An exit code, and what to say about it.
 #[derive(Debug, PartialEq, Eq)]
@@ -30,7 +37,7 @@ impl Verdict {
     /// Judges. `job` says that a command was to be run, so that an end without its status is a failure.
     pub fn of(report: &Report, told: &Told, job: bool) -> Self {
         let bad = |code, what: String| {
-            let lines = &report.console[report.console.len().saturating_sub(LAST_WORDS)..];
+            let lines = last_words(&report.console);
             let words = if lines.is_empty() {
                 String::new()
             } else {
