@@ -135,7 +135,10 @@ impl FxArea {
     pub fn settle(&mut self) {
         self.fcw = self.fcw & fcw::VALID | fcw::ONE;
         let pending = self.fsw & !self.fcw & fsw::FLAGS != 0;
-        self.fsw = self.fsw & !(fsw::ES | fsw::BUSY) | u16::from(pending) * (fsw::ES | fsw::BUSY);
+        self.fsw &= !(fsw::ES | fsw::BUSY);
+        if pending {
+            self.fsw |= fsw::ES | fsw::BUSY;
+        }
         self.fip = ((self.fip << 16) as i64 >> 16) as u64;
     }
 

@@ -209,7 +209,7 @@ fn images_outside_64_bit_mode_have_eight_registers() {
 #[test]
 fn non_temporal_stores_say_so() {
     let mut cpu = cpu();
-    cpu.shared.watch.ranges = vec![DATA..DATA + 0x1000];
+    cpu.shared.watch.ranges.push(DATA..DATA + 0x1000);
     cpu.flush_tlb();
     cpu.gpr[RDI] = DATA + 0x40;
     // Bytes 0, 2, 3 and 15.

@@ -220,6 +220,7 @@ fn with_immediate<O: Forms, S: Source>(cpu: &mut Cpu, insn: &Insn) -> Step {
     Ok(())
 }
 
+#[expect(clippy::extra_unused_type_parameters, reason = "every row of the tables names two")]
 fn shift<O: Forms, S>(cpu: &mut Cpu, insn: &Insn) -> Step {
     mmx_usable(cpu)?;
     cpu.fx.enter_mmx();

@@ -160,7 +160,8 @@ fn run(precision: Precision, lane: Lane, mxcsr: u32) -> (u64, u32) {
     let out_of_range = mxcsr::unmasked(raised, mxcsr) & (mxcsr::OE | mxcsr::UE) != 0;
     let inexact =
         if out_of_range { inexact_unbounded(precision, lane, mxcsr) } else { raised & mxcsr::PE != 0 };
-    (precision.lane(result, 0), raised & !mxcsr::PE | u32::from(inexact) * mxcsr::PE)
+    let precise = raised & !mxcsr::PE;
+    (precision.lane(result, 0), if inexact { precise | mxcsr::PE } else { precise })
 }
 
 /// Whether the operation is inexact where the exponent has no bounds.

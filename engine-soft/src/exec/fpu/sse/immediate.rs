@@ -202,6 +202,7 @@ fn packed<O: Forms, S: Source>(cpu: &mut Cpu, insn: &Insn) -> Step {
     Ok(())
 }
 
+#[expect(clippy::extra_unused_type_parameters, reason = "every row of the tables names two")]
 fn shift<O: Forms, S>(cpu: &mut Cpu, insn: &Insn) -> Step {
     sse_usable(cpu)?;
     run(entry::<O>(insn.imm), cpu.fx.xmm_mut(insn.r[0]), &0);
