@@ -1,11 +1,16 @@
 //! From instruction bytes to [`Insn`].
 
-use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, MemorySize, OpKind, Register};
+use iced_x86::{
+    Code, Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, MemorySize, OpKind, Register,
+};
 
 use crate::cpu::Cpu;
 use crate::exec;
 use crate::insn::{Exec, FLAT, FLAT_STACK, Insn, RIP, ZERO, prefix};
 use crate::trap::Step;
+
+/// Bytes of an instruction at most.
+pub(crate) const LONGEST: usize = 15;
 
 /// A decoded instruction with what the block builder wants to know of it.
 #[derive(Debug)]
@@ -22,10 +27,13 @@ pub(crate) fn decode(bits: u32, bytes: &[u8]) -> Option<Decoded> {
     let mut decoder = Decoder::with_ip(bits, bytes, 0, DecoderOptions::NONE);
     let i = decoder.decode();
     if i.is_invalid() {
-        if decoder.last_error() == iced_x86::DecoderError::NoMoreBytes && bytes.len() < 15 {
+        if decoder.last_error() == DecoderError::NoMoreBytes {
+            // It may become one with the next page; there are always enough with both.
             return None;
         }
-        let insn = Insn { exec: undefined, len: bytes.len().min(15) as u8, ..blank() };
+        // The decoder gives up at the fifteenth byte where there are more.
+        let exec = if i.len() >= LONGEST { too_long } else { undefined };
+        let insn = Insn { exec, len: bytes.len().min(LONGEST) as u8, ..blank() };
         return Some(Decoded { insn, branches: true, sync: true });
     }
     let known = lookup(&i);
@@ -46,6 +54,11 @@ fn lookup(i: &Instruction) -> Option<Exec> {
 /// #UD.
 fn undefined(cpu: &mut Cpu, _: &Insn) -> Step {
     cpu.ud()
+}
+
+/// #GP(0): beyond [`LONGEST`].
+fn too_long(cpu: &mut Cpu, _: &Insn) -> Step {
+    cpu.gp()
 }
 
 fn blank() -> Insn {

@@ -1,5 +1,7 @@
 //! Linear to physical addresses (SDM vol. 3, ch. 4): the translation cache and the walk that fills it.
 
+#[cfg(test)]
+mod tests;
 mod tlb;
 mod walk;
 

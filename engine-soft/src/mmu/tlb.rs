@@ -44,12 +44,15 @@ impl Entry {
 /// The cache.
 #[derive(Debug)]
 pub struct Tlb {
-    entries: Box<[Entry; 2 * HALF]>,
-    /// First entry of the half in use.
-    half: usize,
+    /// The half in use, and the other one.
+    entries: Box<[Entry; HALF]>,
+    other: Box<[Entry; HALF]>,
+    /// The half in use is that of user accesses.
+    user: bool,
     /// Nothing is cached while every access has to be looked at (alignment checks, data breakpoints).
     closed: bool,
-    /// Entries filled since the last flush whose translation is not global.
+    /// Entries filled since the last flush whose translation is not global; those for user accesses are counted from
+    /// [`HALF`].
     local: Vec<u16>,
     /// An entry of a large page has been filled since the last full flush.
     large: bool,
@@ -57,14 +60,16 @@ pub struct Tlb {
 
 impl Tlb {
     pub(crate) fn new() -> Self {
-        let entries = vec![Entry::EMPTY; 2 * HALF].into_boxed_slice();
-        let entries = entries.try_into().unwrap_or_else(|_| unreachable!("it has that length"));
-        Self { entries, half: 0, closed: false, local: Vec::new(), large: false }
+        let half = || {
+            let entries = vec![Entry::EMPTY; HALF].into_boxed_slice();
+            entries.try_into().unwrap_or_else(|_| unreachable!("it has that length"))
+        };
+        Self { entries: half(), other: half(), user: false, closed: false, local: Vec::new(), large: false }
     }
 
     /// Chooses the half, and whether anything is cached at all.
     pub(crate) fn set_mode(&mut self, user: bool, closed: bool) {
-        self.half = if user { HALF } else { 0 };
+        self.enter_level(user);
         if closed && !self.closed {
             self.flush();
         }
@@ -72,21 +77,26 @@ impl Tlb {
     }
 
     /// Implicit accesses have supervisor rights. Gives what [`Tlb::leave_supervisor`] wants.
-    pub(crate) fn enter_supervisor(&mut self) -> usize {
-        std::mem::replace(&mut self.half, 0)
+    pub(crate) fn enter_supervisor(&mut self) -> bool {
+        self.enter_level(false)
     }
 
     /// As [`Tlb::enter_supervisor`], for either half.
-    pub(crate) fn enter_level(&mut self, user: bool) -> usize {
-        std::mem::replace(&mut self.half, if user { HALF } else { 0 })
+    pub(crate) fn enter_level(&mut self, user: bool) -> bool {
+        let before = self.user;
+        if before != user {
+            std::mem::swap(&mut self.entries, &mut self.other);
+            self.user = user;
+        }
+        before
     }
 
-    pub(crate) fn leave_supervisor(&mut self, half: usize) {
-        self.half = half;
+    pub(crate) fn leave_supervisor(&mut self, user: bool) {
+        self.enter_level(user);
     }
 
     pub(crate) fn is_user(&self) -> bool {
-        self.half != 0
+        self.user
     }
 
     pub(crate) fn is_closed(&self) -> bool {
@@ -96,12 +106,16 @@ impl Tlb {
     /// The place for a linear address.
     #[inline(always)]
     pub(crate) fn entry(&self, va: u64) -> &Entry {
-        &self.entries[self.index(va)]
+        &self.entries[Self::index(va)]
     }
 
     #[inline(always)]
-    fn index(&self, va: u64) -> usize {
-        ((va >> 12) as usize & (HALF - 1) | self.half) & (2 * HALF - 1)
+    fn index(va: u64) -> usize {
+        (va >> 12) as usize & (HALF - 1)
+    }
+
+    fn all(&mut self) -> impl Iterator<Item = &mut Entry> {
+        self.entries.iter_mut().chain(self.other.iter_mut())
     }
 
     /// The cached translation of this address survives a load of CR3.
@@ -112,20 +126,19 @@ impl Tlb {
 
     /// Gives a cached translation its store tag back: its page holds no code any more.
     pub(crate) fn unprotect(&mut self, va: u64) {
-        let index = self.index(va);
-        self.entries[index].write = va & !0xFFF;
+        self.entries[Self::index(va)].write = va & !0xFFF;
     }
 
     pub(crate) fn fill(&mut self, va: u64, entry: Entry) {
         if self.closed {
             return;
         }
-        let index = self.index(va);
+        let index = Self::index(va);
         if entry.page & Entry::GLOBAL == 0 {
-            self.local.push(index as u16);
             if self.local.len() >= 4 * HALF {
                 self.flush_local();
             }
+            self.local.push((index | if self.user { HALF } else { 0 }) as u16);
         }
         self.large |= entry.page & Entry::SHIFT != 12;
         self.entries[index] = entry;
@@ -134,28 +147,29 @@ impl Tlb {
     /// Forgets everything.
     pub(crate) fn flush(&mut self) {
         self.entries.fill(Entry::EMPTY);
+        self.other.fill(Entry::EMPTY);
         self.local.clear();
         self.large = false;
     }
 
     /// Forgets what is not global.
     pub(crate) fn flush_local(&mut self) {
-        for index in self.local.drain(..) {
-            self.entries[usize::from(index)] = Entry::EMPTY;
+        for index in self.local.drain(..).map(usize::from) {
+            let half = if (index & HALF != 0) == self.user { &mut self.entries } else { &mut self.other };
+            half[index & (HALF - 1)] = Entry::EMPTY;
         }
     }
 
     /// Forgets the page around a linear address, whatever its size.
     pub(crate) fn flush_page(&mut self, va: u64) {
-        let index = (va >> 12) as usize & (HALF - 1);
-        for half in [0, HALF] {
-            let entry = &mut self.entries[index | half];
+        for half in [&mut self.entries, &mut self.other] {
+            let entry = &mut half[Self::index(va)];
             if entry.linear() == Some(va & !0xFFF) {
                 *entry = Entry::EMPTY;
             }
         }
         if self.large {
-            for entry in self.entries.iter_mut() {
+            for entry in self.all() {
                 let shift = entry.page & Entry::SHIFT;
                 if shift != 12 && entry.linear().is_some_and(|linear| linear >> shift == va >> shift) {
                     *entry = Entry::EMPTY;
@@ -166,7 +180,7 @@ impl Tlb {
 
     /// Makes every store to a physical page be looked at.
     pub(crate) fn protect(&mut self, gpa: u64) {
-        for entry in self.entries.iter_mut() {
+        for entry in self.all() {
             if (entry.page ^ gpa) >> 12 == 0 {
                 entry.write = NONE;
             }
@@ -175,7 +189,7 @@ impl Tlb {
 
     /// Makes every store be looked at once.
     pub(crate) fn protect_all(&mut self) {
-        for entry in self.entries.iter_mut() {
+        for entry in self.all() {
             entry.write = NONE;
         }
     }

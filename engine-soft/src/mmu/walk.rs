@@ -103,7 +103,8 @@ impl Cpu {
         for level in 0..leaf.depth {
             let (at, old) = leaf.path[level];
             let last = level + 1 == leaf.depth;
-            let no_flags = leaf.depth == 3 && level == 0 && leaf.width == 8 && !self.four_level();
+            // PAE's page-directory-pointer entries have no accessed bit.
+            let no_flags = level == 0 && leaf.width == 8 && !self.four_level();
             let new = old
                 | if no_flags { 0 } else { pte::ACCESSED }
                 | if last && access == Access::Write { pte::DIRTY } else { 0 };

@@ -1,18 +1,23 @@
 //! The run loop: from block to block, and what happens between instructions.
 
-#![expect(unsafe_code, reason = "blocks are held by pointer; see `block`")]
+#![expect(unsafe_code, reason = "instructions are walked by pointer; see `block`")]
+
+mod fetch;
+mod progress;
+#[cfg(test)]
+mod tests;
 
 use engine::ExitKind;
-use engine::state::{Activity, SystemRegisters};
+use engine::state::Activity;
+use iced_x86::Code;
 
-use crate::block::{BlockRef, MAX_INSNS, key};
+use crate::block::BlockRef;
 use crate::cpu::Cpu;
-use crate::decode::{Decoded, decode};
 use crate::flags::bit;
-use crate::insn::{Insn, RIP};
-use crate::mmu::{Access, canonical};
-use crate::ram::PAGE;
+use crate::insn::RIP;
 use crate::trap::{Cause, Step, Trap, vector};
+
+pub(crate) use progress::Progress;
 
 const RIP_SLOT: usize = RIP as usize;
 
@@ -25,107 +30,6 @@ pub enum Stop {
     Attention,
     /// The machine is needed. After a read, say [`Cpu::answer`] before running on.
     Exit(ExitKind),
-}
-
-/// Entries of the jump cache.
-const JUMPS: usize = 4096;
-
-/// A tag that no address has in any mode.
-const NO_JUMP: u64 = 0x8000 << 48;
-
-/// A place in the code and its block.
-#[derive(Debug, Clone, Copy)]
-struct Jump {
-    /// Instruction pointer, its upper 16 bits mixed with the mode.
-    tag: u64,
-    block: Option<BlockRef>,
-}
-
-/// Where a vCPU is in its instruction stream.
-#[derive(Debug)]
-pub(crate) struct Progress {
-    /// Instructions that may still be begun.
-    remaining: u64,
-    /// What `remaining` was at the begin of the run.
-    budget: u64,
-    /// Instructions at the end of the block being executed that the budget does not cover.
-    unpaid: u64,
-    /// The block being executed.
-    current: Option<BlockRef>,
-    /// RIP at its begin.
-    entry: u64,
-    /// The instruction being executed is alone in its block, and the loop looks around after it.
-    pub(crate) stepping: bool,
-    /// Debug conditions that the current instruction has met: bits of DR6.
-    pub(crate) debug: u64,
-    /// Mixed into the tags of the jump cache.
-    mode: u64,
-    /// Base of the code segment.
-    code_base: u64,
-    jumps: Box<[Jump; JUMPS]>,
-    /// Entries for pages that a load of CR3 unmaps.
-    local: Vec<u16>,
-    /// See [`crate::block::Blocks`].
-    generation: u64,
-    epoch: u64,
-}
-
-// SAFETY: the blocks behind the pointers belong to `Blocks`, which travels with the vCPU that runs and is looked at by no
-// other thread meanwhile.
-unsafe impl Send for Progress {}
-
-impl Default for Progress {
-    fn default() -> Self {
-        Self {
-            remaining: 0,
-            budget: 0,
-            unpaid: 0,
-            current: None,
-            entry: 0,
-            stepping: false,
-            debug: 0,
-            mode: 0,
-            code_base: 0,
-            jumps: Box::new([Jump { tag: NO_JUMP, block: None }; JUMPS]),
-            local: Vec::new(),
-            generation: 0,
-            epoch: 0,
-        }
-    }
-}
-
-impl Progress {
-    /// Blocks are chosen by privilege, width and base of the code.
-    pub(crate) fn set_mode(&mut self, user: bool, bits: u32, code_base: u64) {
-        self.mode = (u64::from(bits) << 1 | u64::from(user)) << 48;
-        if self.code_base != code_base {
-            self.code_base = code_base;
-            self.forget();
-        }
-    }
-
-    /// Empties the jump cache.
-    pub(crate) fn forget(&mut self) {
-        self.jumps.fill(Jump { tag: NO_JUMP, block: None });
-        self.local.clear();
-    }
-
-    /// Empties it of what is not global.
-    pub(crate) fn forget_local(&mut self) {
-        for index in self.local.drain(..) {
-            self.jumps[usize::from(index)].tag = NO_JUMP;
-        }
-    }
-
-    /// A stretch of memory holds the code that is being executed.
-    pub(crate) fn is_running(&self, gpa: u64, len: usize) -> bool {
-        self.current.is_some_and(|block| block.header().touches(gpa, len))
-    }
-}
-
-#[inline(always)]
-fn jump_index(rip: u64) -> usize {
-    (rip ^ rip >> 12) as usize & (JUMPS - 1)
 }
 
 /// Why the inner loop was left.
@@ -173,24 +77,6 @@ impl Cpu {
     #[must_use]
     pub fn retired(&self) -> u64 {
         self.place().1
-    }
-
-    /// RIP of the current instruction, and the instructions retired before it.
-    pub(crate) fn place(&self) -> (u64, u64) {
-        let begun = self.shared.retired + self.progress.budget - self.progress.remaining;
-        let unpaid = self.progress.unpaid;
-        let next = self.gpr[RIP_SLOT];
-        let Some(block) = self.progress.current else { return (next, begun) };
-        let insns = block.insns();
-        let mut rip = self.progress.entry;
-        for (n, insn) in insns.iter().enumerate() {
-            let after = rip.wrapping_add(u64::from(insn.len));
-            if after == next {
-                return (rip, begun + unpaid - (insns.len() - n) as u64);
-            }
-            rip = after;
-        }
-        (self.progress.entry, begun + unpaid - insns.len() as u64)
     }
 
     fn run_on(&mut self) -> Stop {
@@ -406,11 +292,16 @@ impl Cpu {
         self.progress.debug = 0;
         if !resuming && let Some(status) = self.code_breakpoint(rip) {
             self.debug.status |= status;
+            self.progress.remaining -= 1;
             return self.fault(vector::DB, None).err().map(Stop::Exit);
         }
         self.progress.stepping = true;
+        let mut sti = false;
         let left = match self.find_in_map(rip, true) {
-            Ok(block) => self.execute(block, rip, 1),
+            Ok(block) => {
+                sti = block.insns().first().is_some_and(|insn| insn.code == Code::Sti as u16);
+                self.execute(block, rip, 1)
+            }
             Err(Trap) => Err(self.trapped(0)),
         };
         self.progress.current = None;
@@ -426,7 +317,8 @@ impl Cpu {
                     self.shadow = false;
                 }
                 let mut status = std::mem::take(&mut self.progress.debug);
-                if traced {
+                // MOV SS and POP SS hold a single step off as they do interrupts; STI does not.
+                if traced && (!self.shadow || sti) {
                     status |= 1 << 14;
                 }
                 if status != 0 {
@@ -438,123 +330,6 @@ impl Cpu {
             Err(Left::Exit(kind)) => Some(Stop::Exit(kind)),
             Err(Left::Look | Left::Alone) => None,
         }
-    }
-
-    /// The live block at an instruction pointer.
-    #[inline(always)]
-    fn lookup(&mut self, rip: u64) -> Step<BlockRef> {
-        let jump = &self.progress.jumps[jump_index(rip)];
-        if jump.tag == rip ^ self.progress.mode
-            && let Some(block) = jump.block
-            && !block.header().is_dead()
-        {
-            return Ok(block);
-        }
-        self.find(rip)
-    }
-
-    /// The block at an instruction pointer, from the map or made now; it goes into the jump cache.
-    #[cold]
-    #[inline(never)]
-    fn find(&mut self, rip: u64) -> Step<BlockRef> {
-        // A walk on the way, or building, is nobody's instruction.
-        self.progress.current = None;
-        let block = self.find_in_map(rip, false)?;
-        let index = jump_index(rip);
-        if block.header().crosses() || !self.tlb.is_global(self.progress.code_base.wrapping_add(rip)) {
-            self.progress.local.push(index as u16);
-            if self.progress.local.len() >= 4 * JUMPS {
-                self.progress.forget();
-            }
-        }
-        self.progress.jumps[index] = Jump { tag: rip ^ self.progress.mode, block: Some(block) };
-        Ok(block)
-    }
-
-    fn find_in_map(&mut self, rip: u64, single: bool) -> Step<BlockRef> {
-        let va = self.code_address(rip)?;
-        let gpa = self.translate(va, Access::Execute)?;
-        let bits = self.code_bits();
-        let Some(block) = self.shared.blocks.find(key(gpa, bits, single)) else {
-            return self.build(va, gpa, bits, single);
-        };
-        if block.header().crosses() {
-            // Its second page may be mapped elsewhere by now.
-            let next = va.wrapping_add(PAGE) & !(PAGE - 1);
-            let second =
-                self.translate(if self.long { next } else { next & 0xFFFF_FFFF }, Access::Execute)?;
-            if !block.header().continues_at(second) {
-                self.shared.blocks.changed(gpa, 1);
-                return self.build(va, gpa, bits, single);
-            }
-        }
-        Ok(block)
-    }
-
-    /// Linear address of an instruction, checked against the code segment.
-    fn code_address(&mut self, rip: u64) -> Step<u64> {
-        if self.long {
-            return if canonical(rip) { Ok(rip) } else { self.gp() };
-        }
-        let cs = &self.segments[SystemRegisters::CS];
-        if rip > u64::from(cs.limit) {
-            return self.gp();
-        }
-        Ok(cs.base.wrapping_add(rip) & 0xFFFF_FFFF)
-    }
-
-    /// Decodes a block. Its first instruction has to be fetchable to its end; where a later one is not, the block ends.
-    fn build(&mut self, va: u64, gpa: u64, bits: u32, single: bool) -> Step<BlockRef> {
-        if self.shared.blocks.is_full() {
-            self.shared.blocks.clear();
-            self.progress.forget();
-            self.progress.generation = self.shared.blocks.generation;
-        }
-        let mut bytes = [0xFF; PAGE as usize];
-        let here = (PAGE - (gpa & (PAGE - 1))) as usize;
-        self.shared.ram.read(gpa, &mut bytes[..here]);
-        let bytes = &bytes[..here];
-        let limit = if single { 1 } else { MAX_INSNS };
-        let mut insns: Vec<Insn> = Vec::with_capacity(8);
-        let mut sync = false;
-        let mut at = 0;
-        while insns.len() < limit && at < here {
-            let Some(Decoded { insn, branches, sync: look }) = decode(bits, &bytes[at..]) else { break };
-            at += usize::from(insn.len);
-            insns.push(insn);
-            sync = look;
-            if branches || look {
-                break;
-            }
-        }
-        let (mut here_bytes, mut other) = (at, (0, 0));
-        if insns.is_empty() {
-            // It crosses into the next page.
-            let next = va.wrapping_add(here as u64);
-            let next = if self.long { next } else { next & 0xFFFF_FFFF };
-            if self.long && !canonical(next) {
-                return self.gp();
-            }
-            let second = self.translate(next, Access::Execute)?;
-            let mut whole = [0xFF; 15];
-            whole[..here].copy_from_slice(bytes);
-            self.shared.ram.read(second, &mut whole[here..]);
-            let Some(Decoded { insn, sync: look, .. }) = decode(bits, &whole) else { return self.ud() };
-            sync = look;
-            here_bytes = here;
-            other = (second, insn.len.saturating_sub(here as u8));
-            insns.push(insn);
-        }
-        let name = key(gpa, bits, single);
-        let (block, fresh) = self.shared.blocks.insert(name, &insns, sync, here_bytes as u16, other);
-        if fresh {
-            self.tlb.protect(gpa);
-            if other.1 > 0 {
-                self.tlb.protect(other.0);
-            }
-            self.progress.epoch = self.shared.blocks.epoch;
-        }
-        Ok(block)
     }
 }
 
