@@ -17,14 +17,14 @@ const RSP: usize = 4;
 /// Executes in the general form what was tried in vain.
 #[cold]
 #[inline(never)]
-fn again(general: Exec, cpu: &mut Cpu, insn: &Insn) -> Step {
+fn again(cpu: &mut Cpu, insn: &Insn, general: Exec) -> Step {
     general(cpu, insn)
 }
 
 /// `done`, or else `general`.
 #[inline(always)]
 pub(crate) fn or_again(done: Step, general: Exec, cpu: &mut Cpu, insn: &Insn) -> Step {
-    if done.is_ok() { Ok(()) } else { again(general, cpu, insn) }
+    if done.is_ok() { Ok(()) } else { again(cpu, insn, general) }
 }
 
 /// A handler that tries the first function and falls back to the second.
