@@ -8,6 +8,7 @@
 //! Rules: Intel SDM vol. 1, 11.12 and vol. 2; Raad et al., "Persistency semantics of the Intel-x86 architecture" (POPL
 //! 2020); docs/persistence-model.md lists them by number.
 
+mod cut;
 mod event;
 mod log;
 mod name;
@@ -19,9 +20,10 @@ use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::ops::Range;
 
+pub use cut::{Cut, Image, Pick, Survivors};
 pub use event::{FenceKind, FlushKind, Operation, Rules, StoreKind};
 pub use name::ImageName;
-pub use reach::{Base, Image, Missing, Pick, Survivors, Undecided, Writer};
+pub use reach::{Base, Content, Missing, Undecided, Writer};
 
 use self::log::{Class, Log, NONE, StepId};
 use crate::geometry::{ALIGN, LINE};
@@ -80,6 +82,8 @@ pub struct Medium {
     fenced: Vec<Vec<Raise>>,
     any_posted: bool,
     events: u64,
+    /// The name of the base, if it is not that of the start.
+    settled: ImageName,
     warnings: Warnings,
 }
 
@@ -107,6 +111,7 @@ impl Medium {
             fenced,
             any_posted: false,
             events: 0,
+            settled: ImageName::default(),
             warnings: Warnings::default(),
         }
     }

@@ -1,7 +1,7 @@
 //! Names of images: equal images have equal names, and changing a line changes the name without looking at the others.
 //!
-//! A name is the sum, in four lanes, of a hash of each line that differs from the image at the start; the sum over no lines
-//! is that image itself.
+//! A name is a sum, in four lanes: the hash of each line's content less that of its content at the start. The image at the
+//! start has the sum over nothing.
 
 use serde::{Deserialize, Serialize};
 
@@ -12,20 +12,10 @@ use super::LINE_BYTES;
 pub struct ImageName([u64; 4]);
 
 impl ImageName {
-    /// Replaces what a line contributes: `base` is its content at the start.
-    pub fn change(
-        &mut self,
-        address: u64,
-        base: &[u8; LINE_BYTES],
-        old: &[u8; LINE_BYTES],
-        new: &[u8; LINE_BYTES],
-    ) {
-        if old != base {
-            self.combine(address, old, u64::wrapping_sub);
-        }
-        if new != base {
-            self.combine(address, new, u64::wrapping_add);
-        }
+    /// A line's content becomes another.
+    pub fn change(&mut self, address: u64, old: &[u8; LINE_BYTES], new: &[u8; LINE_BYTES]) {
+        self.combine(address, old, u64::wrapping_sub);
+        self.combine(address, new, u64::wrapping_add);
     }
 
     fn combine(&mut self, address: u64, content: &[u8; LINE_BYTES], how: fn(u64, u64) -> u64) {
@@ -54,16 +44,16 @@ mod tests {
         let base = [0; LINE_BYTES];
         let (one, two) = ([1; LINE_BYTES], [2; LINE_BYTES]);
         let mut direct = ImageName::default();
-        direct.change(64, &base, &base, &two);
+        direct.change(64, &base, &two);
         let mut around = ImageName::default();
-        around.change(128, &base, &base, &one);
-        around.change(64, &base, &base, &one);
-        around.change(64, &base, &one, &two);
+        around.change(128, &base, &one);
+        around.change(64, &base, &one);
+        around.change(64, &one, &two);
         assert_ne!(around, direct);
-        around.change(128, &base, &one, &base);
+        around.change(128, &one, &base);
         assert_eq!(around, direct);
         let mut elsewhere = ImageName::default();
-        elsewhere.change(128, &base, &base, &two);
+        elsewhere.change(128, &base, &two);
         assert_ne!(elsewhere, direct);
         assert_eq!(direct.to_string().len(), 64);
     }

@@ -1,13 +1,12 @@
-//! What a power cut may leave now: the lines in doubt, how many images there are, and the image for a choice.
+//! What a power cut may leave now: the lines in doubt, what lacks to their stores, and how many images there are.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 
 use num_bigint::BigUint;
 use serde::{Deserialize, Serialize};
 
 use super::log::{NONE, Step, StepId};
-use super::{ImageName, LINE_BYTES, Marks, Medium, Raise, Sure};
-use crate::Error;
+use super::{LINE_BYTES, Marks, Medium, Raise, Sure};
 use crate::geometry::LINE;
 
 /// A line's content.
@@ -68,44 +67,8 @@ pub struct Undecided {
     pub chunks: [u32; 8],
 }
 
-/// What survives of one line.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Pick {
-    /// The first stores in doubt, and of the one after them the chunks of a mask.
-    InOrder {
-        /// How many stores.
-        kept: u32,
-        /// Chunks of the next store, a bit each.
-        torn: u8,
-    },
-    /// Of each chunk, the first stores in doubt there.
-    ByChunks([u32; 8]),
-}
-
-/// Which of the undecided stores survive.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Survivors {
-    /// None.
-    None,
-    /// All.
-    All,
-    /// As a random number generator with this seed says.
-    Random(u64),
-    /// As said for lines by their addresses; none of the others.
-    Picks(BTreeMap<u64, Pick>),
-}
-
-/// What is left.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Image {
-    /// The lines that differ from the start, by address.
-    pub lines: BTreeMap<u64, Content>,
-    /// The image's name.
-    pub name: ImageName,
-}
-
 /// The newest step that counts, for each chunk.
-type Limits = [StepId; 8];
+pub(super) type Limits = [StepId; 8];
 
 impl Medium {
     /// The lines in doubt, by address.
@@ -184,118 +147,13 @@ impl Medium {
         states
     }
 
-    /// The image that a cut leaves now, for a choice.
-    ///
-    /// # Errors
-    /// [`Error::NotInDoubt`] for a pick on a line that is not, [`Error::BadPick`] for one that it does not have.
-    pub fn image(&self, base: &impl Base, survivors: &Survivors) -> Result<Image, Error> {
-        if let Survivors::Picks(picks) = survivors {
-            let in_doubt = |address: &u64| {
-                address.is_multiple_of(LINE)
-                    && self.lines.get(&(address / LINE)).is_some_and(|m| m.floor != m.top)
-            };
-            if let Some(address) = picks.keys().find(|address| !in_doubt(address)) {
-                return Err(Error::NotInDoubt { address: *address });
-            }
-        }
-        let mut image = Image { lines: BTreeMap::new(), name: ImageName::default() };
-        for (&line, &marks) in &self.lines {
-            let address = line * LINE;
-            let start = base.line(address);
-            let limits = self.limits(line, marks, survivors)?;
-            let content = self.content(marks.top, &limits, start);
-            if content != start {
-                image.name.change(address, &start, &start, &content);
-                image.lines.insert(address, content);
-            }
-        }
-        Ok(image)
-    }
-
-    /// The newest step of each chunk that a choice lets survive.
-    fn limits(&self, line: u64, marks: Marks, survivors: &Survivors) -> Result<Limits, Error> {
-        if marks.floor == marks.top {
-            return Ok([marks.top; 8]);
-        }
-        match survivors {
-            Survivors::None => Ok(self.floors(line, marks)),
-            Survivors::All => Ok([marks.top; 8]),
-            Survivors::Random(seed) => Ok(self.random_limits(line, marks, *seed)),
-            Survivors::Picks(picks) => match picks.get(&(line * LINE)) {
-                None => Ok(self.floors(line, marks)),
-                Some(pick) => self.picked(line, marks, pick).ok_or(Error::BadPick { address: line * LINE }),
-            },
-        }
-    }
-
-    fn picked(&self, line: u64, marks: Marks, pick: &Pick) -> Option<Limits> {
-        let floors = self.floors(line, marks);
-        let steps = self.steps_in_doubt(marks, &floors);
-        match (pick, self.chunked.contains_key(&line)) {
-            (&Pick::InOrder { kept, torn }, false) => {
-                let mut limits = match kept {
-                    0 => floors,
-                    kept => [steps.get(kept as usize - 1)?.0; 8],
-                };
-                if torn != 0 {
-                    let (id, step) = steps.get(kept as usize)?;
-                    let allowed = step.chunks();
-                    if torn & !allowed != 0 || torn == allowed || !self.tears(step) {
-                        return None;
-                    }
-                    super::set_floors(&mut limits, torn, *id);
-                }
-                Some(limits)
-            }
-            (Pick::ByChunks(kept), true) => {
-                let mut limits = floors;
-                for (chunk, &kept) in kept.iter().enumerate().filter(|(_, kept)| **kept > 0) {
-                    let own =
-                        |(id, step): &&(StepId, Step)| step.chunks() >> chunk & 1 == 1 && *id > floors[chunk];
-                    limits[chunk] = steps.iter().filter(own).nth(kept as usize - 1)?.0;
-                }
-                Some(limits)
-            }
-            _ => None,
-        }
-    }
-
-    fn random_limits(&self, line: u64, marks: Marks, seed: u64) -> Limits {
-        let floors = self.floors(line, marks);
-        let steps = self.steps_in_doubt(marks, &floors);
-        let mut random = Random(seed ^ line.wrapping_mul(0xd6e8_feb8_6659_fd93));
-        if self.chunked.contains_key(&line) {
-            let mut limits = floors;
-            for (chunk, limit) in limits.iter_mut().enumerate() {
-                let own: Vec<_> = steps
-                    .iter()
-                    .filter(|(id, s)| s.chunks() >> chunk & 1 == 1 && *id > floors[chunk])
-                    .collect();
-                let kept = random.below(own.len() as u64 + 1) as usize;
-                if kept > 0 {
-                    *limit = own[kept - 1].0;
-                }
-            }
-            return limits;
-        }
-        let kept = random.below(steps.len() as u64 + 1) as usize;
-        let mut limits = if kept == 0 { floors } else { [steps[kept - 1].0; 8] };
-        if let Some((id, step)) = steps.get(kept).filter(|(_, step)| self.tears(step)) {
-            let torn = step.chunks() & random.below(256) as u8;
-            if torn != step.chunks() {
-                super::set_floors(&mut limits, torn, *id);
-            }
-        }
-        limits
-    }
-
     /// What is sure of each chunk.
-    fn floors(&self, line: u64, marks: Marks) -> Limits {
+    pub(super) fn floors(&self, line: u64, marks: Marks) -> Limits {
         self.chunked.get(&line).copied().unwrap_or([marks.floor; 8])
     }
 
     /// The steps that are not sure in at least one chunk, oldest first.
-    fn steps_in_doubt(&self, marks: Marks, floors: &Limits) -> Vec<(StepId, Step)> {
+    pub(super) fn steps_in_doubt(&self, marks: Marks, floors: &Limits) -> Vec<(StepId, Step)> {
         let in_doubt =
             |id: StepId, step: &Step| (0..8).any(|c| step.chunks() >> c & 1 == 1 && id > floors[c]);
         let mut steps: Vec<_> = self
@@ -309,12 +167,12 @@ impl Medium {
     }
 
     /// Whether a cut can leave a part of a step.
-    fn tears(&self, step: &Step) -> bool {
+    pub(super) fn tears(&self, step: &Step) -> bool {
         self.rules.tear && !step.is_posted() && step.chunks().count_ones() > 1
     }
 
     /// A line's content when, in each chunk, the steps up to a limit survive.
-    fn content(&self, top: StepId, limits: &Limits, start: Content) -> Content {
+    pub(super) fn content(&self, top: StepId, limits: &Limits, start: Content) -> Content {
         let mut content = start;
         let mut known = 0u64;
         for (id, step) in self.log.back(top, NONE) {
@@ -392,20 +250,5 @@ fn overlay(content: &mut Content, step: &Step, data: &[u8], chunks: u8) {
         if chunks >> (at / 8) & 1 == 1 {
             content[at] = byte;
         }
-    }
-}
-
-/// SplitMix64: small, and the same everywhere.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, end: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^= z >> 31;
-        // Multiply and shift: no bias that could matter for numbers this small.
-        ((u128::from(z) * u128::from(end)) >> 64) as u64
     }
 }

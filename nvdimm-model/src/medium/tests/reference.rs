@@ -2,7 +2,7 @@
 //! may move to the medium by itself does so or not, and a fence drops the runs in which what it waits for has not moved.
 //! It shares no code and no idea with the model.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use proptest::prelude::*;
 
@@ -244,9 +244,11 @@ fn feed(medium: &mut Medium, vcpu: u8, op: Op, number: u8) {
     medium.apply(vcpu, operation).unwrap();
 }
 
-fn cells(image: &std::collections::BTreeMap<u64, [u8; 64]>) -> Cells {
+type Lines = BTreeMap<u64, [u8; 64]>;
+
+fn cells(base: &Lines, image: &Lines) -> Cells {
     let mut cells = Cells::default();
-    for (&address, content) in image {
+    for (&address, content) in base.iter().chain(image) {
         for (chunk, cell) in cells[(address / 64) as usize].iter_mut().enumerate() {
             *cell = content[8 * chunk];
         }
@@ -255,10 +257,10 @@ fn cells(image: &std::collections::BTreeMap<u64, [u8; 64]>) -> Cells {
 }
 
 /// Compares the two at a cut. Where cached and posted stores meet in a line the model may allow more.
-fn agree(machine: &Machine, medium: &Medium, program: &[(u8, Op)]) {
-    let zero = |_: u64| [0; 64];
+fn agree(machine: &Machine, medium: &Medium, base: &Lines, program: &[(u8, Op)]) {
+    let zero = |address: u64| base.get(&address).copied().unwrap_or([0; 64]);
     let expected = machine.images();
-    let found: BTreeSet<Cells> = images(medium, &zero).iter().map(cells).collect();
+    let found: BTreeSet<Cells> = images(medium, &zero).into_iter().map(|image| cells(base, &image)).collect();
     if medium.warnings().mixed == 0 {
         assert_eq!(found, expected, "{:?} {:?} {program:?}", machine.domain, machine.rules);
     } else {
@@ -273,18 +275,52 @@ fn agree(machine: &Machine, medium: &Medium, program: &[(u8, Op)]) {
         [Survivors::None, Survivors::All, Survivors::Random(1), Survivors::Random(program.len() as u64)]
     {
         let image = medium.image(&zero, &survivors).unwrap();
-        assert!(found.contains(&cells(&image.lines)), "{survivors:?} {program:?}");
+        assert!(found.contains(&cells(base, &image.lines)), "{survivors:?} {program:?}");
     }
 }
 
-fn run(domain: Domain, rules: Rules, program: &[(u8, Op)]) {
+/// Runs a program; after the operations that `settle` has bits for, the model forgets what is decided.
+fn run(domain: Domain, rules: Rules, program: &[(u8, Op)], settle: u8) {
     let mut machine = Machine::new(domain, rules);
-    let mut medium = medium(domain, rules);
+    let mut settled = medium(domain, rules);
+    let mut whole = medium(domain, rules);
+    let mut base = Lines::new();
+    let of = |base: &Lines, address: u64| base.get(&address).copied().unwrap_or([0; 64]);
     for (n, &(vcpu, op)) in program.iter().enumerate() {
         machine.step(vcpu, op);
-        feed(&mut medium, vcpu, op, n as u8 + 1);
-        agree(&machine, &medium, &program[..=n]);
+        feed(&mut settled, vcpu, op, n as u8 + 1);
+        feed(&mut whole, vcpu, op, n as u8 + 1);
+        if settle >> n & 1 == 1 {
+            let image = settled.settle(&|address: u64| of(&base, address)).unwrap();
+            base.extend(image.lines);
+        }
+        agree(&machine, &settled, &base, &program[..=n]);
+        picks_are_complete(&whole);
+        for survivors in [Survivors::None, Survivors::All] {
+            let name = |medium: &Medium, base: &Lines| {
+                medium.image(&|address: u64| of(base, address), &survivors).unwrap().name
+            };
+            assert_eq!(name(&settled, &base), name(&whole, &Lines::new()), "{program:?}");
+        }
     }
+}
+
+/// All picks of all lines give as many contents as there are.
+fn picks_are_complete(medium: &Medium) {
+    let zero = |_: u64| [0; 64];
+    let cut = medium.cut(&zero);
+    let mut states = num_bigint::BigUint::from(1u32);
+    for line in medium.undecided() {
+        let contents: HashSet<_> = medium
+            .picks(line.address)
+            .map(|pick| {
+                let picks = Survivors::Picks(BTreeMap::from([(line.address, pick)]));
+                cut.outcome(&picks).unwrap().lines.get(&line.address).copied()
+            })
+            .collect();
+        states *= contents.len();
+    }
+    assert_eq!(states, medium.states(&zero));
 }
 
 /// All programs over `ops` up to `depth` operations, as a tree.
@@ -294,7 +330,7 @@ fn all(machine: &Machine, medium: &Medium, ops: &[(u8, Op)], program: &mut Progr
         program.push((vcpu, op));
         machine.step(vcpu, op);
         feed(&mut medium, vcpu, op, program.len() as u8);
-        agree(&machine, &medium, program);
+        agree(&machine, &medium, &Lines::new(), program);
         if program.len() < depth {
             all(&machine, &medium, ops, program, depth);
         }
@@ -359,7 +395,8 @@ proptest! {
         tear in any::<bool>(),
         line_order in prop::bool::weighted(0.8),
         program in prop::collection::vec((0u8..2, any_op()), 1..7),
+        settle in any::<u8>(),
     ) {
-        run(domain, Rules { tear, line_order, ..Rules::default() }, &program);
+        run(domain, Rules { tear, line_order, ..Rules::default() }, &program, settle);
     }
 }
