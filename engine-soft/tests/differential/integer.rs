@@ -118,6 +118,25 @@ fn prepare(i: &Instruction, state: &mut State, memory: &mut [u8; SCRATCH_LEN], d
                 }
             }
         }
+        M::Movsb | M::Movsw | M::Movsd | M::Movsq if draw.once_in(2) => {
+            // Overlapping, in either direction.
+            state.gpr[7] = state.gpr[6].wrapping_add(draw.below(64)).wrapping_sub(32);
+        }
+        M::Cmpsb | M::Cmpsw | M::Cmpsd | M::Cmpsq if draw.once_in(3) => state.gpr[7] = state.gpr[6],
+        M::Cmpsb | M::Cmpsw | M::Cmpsd | M::Cmpsq | M::Scasb | M::Scasw | M::Scasd | M::Scasq
+            if draw.once_in(2) =>
+        {
+            // A run of equal elements, that some other one ends.
+            state.gpr[0] = 0;
+            for pointer in [state.gpr[6], state.gpr[7]] {
+                for base in [SCRATCH, 0] {
+                    let at = pointer.wrapping_sub(base) as usize;
+                    let run = at.saturating_sub(64).min(SCRATCH_LEN)..at.saturating_add(64).min(SCRATCH_LEN);
+                    memory[run].fill(0);
+                }
+            }
+            memory[draw.below(SCRATCH_LEN as u64) as usize] = 1;
+        }
         M::Div | M::Idiv if draw.once_in(2) => {
             // An upper half that does not overflow at once.
             state.gpr[2] = if draw.once_in(2) { 0 } else { (state.gpr[0] as i64 >> 63) as u64 };
