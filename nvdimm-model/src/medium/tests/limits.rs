@@ -50,6 +50,56 @@ fn rate() {
     println!("{rate:.1} million stores a second, {:.1} bytes each", medium.memory() as f64 / STORES as f64);
 }
 
+/// Prints what a first and a second choice at one cut cost after a million stores, a tenth of them never flushed.
+#[test]
+#[ignore = "a measurement"]
+fn choice() {
+    let mut medium = medium(Domain::Adr);
+    for n in 0..1_000_000 {
+        let address = 64 * (n * 7 % 125_000);
+        store(&mut medium, address, n);
+        if n % 10 != 0 {
+            medium.apply(0, Operation::Flush { address, kind: FlushKind::Clflush }).unwrap();
+        }
+    }
+    let start = Instant::now();
+    let cut = medium.cut(&zero);
+    let first = start.elapsed();
+    let start = Instant::now();
+    let outcome = cut.outcome(&Survivors::Random(1)).unwrap();
+    println!(
+        "{} lines in doubt; the cut takes {first:?}, a choice {:?} for {} lines",
+        medium.undecided().len(),
+        start.elapsed(),
+        outcome.lines.len()
+    );
+}
+
+#[test]
+fn a_long_run_that_settles_stays_small() {
+    let mut medium = medium(Domain::Adr);
+    let mut base = BTreeMap::new();
+    let mut most = 0;
+    for round in 0..20u64 {
+        for n in 0..20_000 {
+            store(&mut medium, 64 * (n % 1000), round * 20_000 + n + 1);
+        }
+        // All but one line are flushed.
+        for line in 1..1000 {
+            let flush = Operation::Flush { address: 64 * line, kind: FlushKind::Clflush };
+            medium.apply(0, flush).unwrap();
+        }
+        let image = medium.settle(&|address: u64| base.get(&address).copied().unwrap_or([0; 64])).unwrap();
+        base.extend(image.lines);
+        most = most.max(medium.memory());
+        assert_eq!(medium.undecided().len(), 1);
+    }
+    assert_eq!(medium.steps(), 20 * 20);
+    assert!(most < 8 << 20, "{most} bytes");
+    let last = |line: u64| u64::from_le_bytes(base[&(64 * line)][..8].try_into().unwrap());
+    assert_eq!((last(1), last(999)), (399_002, 400_000));
+}
+
 #[test]
 fn counts_are_exact_and_large() {
     let mut medium = medium(Domain::Adr);
