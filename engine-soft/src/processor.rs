@@ -89,10 +89,10 @@ impl Bench {
             if self.turns.shared().log.len() >= LOG_CAPACITY {
                 return ExitKind::EventsFull;
             }
-            let deadline = self.turns.next_timer();
             if !self.turns.choose() {
-                return ExitKind::Idle { deadline };
+                return ExitKind::Idle { deadline: self.turns.next_awakening() };
             }
+            let deadline = self.turns.next_timer();
             let now = self.turns.cpu().now();
             // One instruction is one nanosecond; a timer that is due has been settled.
             let timer = deadline.map_or(u64::MAX, |deadline| deadline.saturating_sub(now).max(1));

@@ -7,6 +7,7 @@ use engine::VcpuId;
 use engine::state::{Activity, Segment, SystemRegisters};
 
 use crate::cpu::{Cpu, control};
+use crate::flags::bit;
 use crate::insn::RIP;
 use crate::lapic::{Delivery, Message};
 use crate::shared::Shared;
@@ -89,8 +90,7 @@ impl Cpu {
 
     /// An interrupt that ends a HLT is pending.
     fn wakes(&self) -> bool {
-        use crate::flags::bit::IF;
-        let maskable = self.flags.control & IF != 0 && self.lapic.pending().is_some();
+        let maskable = self.flags.control & bit::IF != 0 && self.lapic.pending().is_some();
         maskable || self.nmi_pending && !self.nmi_blocked
     }
 }
@@ -216,6 +216,15 @@ impl Turns {
 
     /// Guest time in nanoseconds of the first timer that will interrupt.
     pub(crate) fn next_timer(&mut self) -> Option<u64> {
+        self.first_timer(|_| true)
+    }
+
+    /// While all sleep: guest time of the first timer that will wake its vCPU.
+    pub(crate) fn next_awakening(&mut self) -> Option<u64> {
+        self.first_timer(|cpu| cpu.activity == Activity::Halted && cpu.flags.control & bit::IF != 0)
+    }
+
+    fn first_timer(&mut self, of: impl Fn(&Cpu) -> bool) -> Option<u64> {
         let clock = self.shared().clock;
         let now = self.cpu().now();
         let ticks = clock.ticks(now);
@@ -223,6 +232,6 @@ impl Turns {
             let ahead = cpu.lapic.timer_expiry()?.saturating_sub(ticks.wrapping_add(cpu.tsc_offset));
             Some(if ahead == 0 { now } else { clock.when(ticks.saturating_add(ahead)) })
         };
-        self.cpus.iter().filter_map(expiry).min()
+        self.cpus.iter().filter(|cpu| of(cpu)).filter_map(expiry).min()
     }
 }

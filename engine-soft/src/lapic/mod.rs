@@ -459,10 +459,11 @@ impl Lapic {
         if self.x2apic() && register < 0x40 { Ok(register as usize * 16) } else { Err(Refused) }
     }
 
-    /// The neutral page. Errors that the guest has not yet latched stand in bits 8..16 of the error status register.
+    /// The neutral page. The id stands in its upper byte in x2APIC mode too. Errors that the guest has not yet latched stand in bits 8..16 of the error status register.
     pub fn save(&mut self, tsc: u64) -> Page {
         self.settle(tsc);
         let mut page = self.page.clone();
+        page.set(at::ID, u32::from(self.id) << 24);
         page.set(at::PPR, u32::from(self.processor_priority()));
         page.set(at::ESR, self.page.get(at::ESR) | self.errors << 8);
         page.set(at::TIMER, self.timer.entry);

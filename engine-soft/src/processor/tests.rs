@@ -125,6 +125,12 @@ fn a_halted_guest_jumps_to_the_deadline() {
 }
 
 #[test]
+fn nothing_wakes_a_guest_that_halts_with_interrupts_off() {
+    let mut guest = Guest::new(1, &[0xFA, 0xF4], TELL).deadline(5000);
+    assert_eq!(guest.run(Entry::Resume), ExitKind::Idle { deadline: None });
+}
+
+#[test]
 fn a_message_wakes() {
     let mut guest = Guest::new(1, SLEEP, TELL);
     assert_eq!(guest.run(Entry::Resume), ExitKind::Idle { deadline: None });
