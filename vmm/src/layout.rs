@@ -33,9 +33,14 @@ pub mod boot {
 /// End of conventional memory, where the legacy video hole begins.
 pub const LOW_RAM_END: u64 = 640 * KIB;
 /// ACPI tables; the RSDP is at the start, where a scan of the BIOS area finds it too.
-pub const ACPI_TABLES: Range<u64> = 0xE_0000..0xF_F000;
+pub const ACPI_TABLES: Range<u64> = 0xE_0000..0xF_E000;
 /// The page through which the guest's AML talks to the NV-DIMMs; reserved, ordinary memory.
-pub const DSM_MAILBOX: Range<u64> = 0xF_F000..0x10_0000;
+pub const DSM_MAILBOX: Range<u64> = 0xF_E000..0xF_F000;
+/// Where a PC has the end of its firmware, and this machine nothing but what [`RESET_VECTOR`] says.
+pub const FIRMWARE: Range<u64> = 0xF_F000..0x10_0000;
+/// A real-mode jump here resets a PC. Linux does so on hardware-reduced platforms without EFI, where it never tries the
+/// reset register of the FADT.
+pub const RESET_VECTOR: u64 = 0xF_FFF0;
 /// RAM goes on here above the legacy area.
 pub const HIGH_RAM_START: u64 = MIB;
 
@@ -190,6 +195,7 @@ impl MemoryPlan {
             region(0..LOW_RAM_END, RegionKind::Ram),
             region(ACPI_TABLES, RegionKind::Acpi),
             region(DSM_MAILBOX, RegionKind::Reserved),
+            region(FIRMWARE, RegionKind::Reserved),
             region(HIGH_RAM_START..self.low_ram_end(), RegionKind::Ram),
         ];
         regions.extend(self.ram[1..].iter().map(|r| region(r.clone(), RegionKind::Ram)));

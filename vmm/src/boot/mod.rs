@@ -12,10 +12,17 @@ use std::path::{Path, PathBuf};
 use engine::{CpuState, GuestMemory};
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::layout::{self, MemoryPlan};
+use crate::devices::Power;
+use crate::layout::{self, MemoryPlan, port};
 use crate::{Error, Result};
 
 pub use kernel::Kernel;
+
+/// 16-bit code at the reset vector: `mov dx, port; mov al, value; out dx, al`, then `hlt` for ever.
+const RESET_CODE: [u8; 9] = {
+    let [low, high] = (port::POWER + Power::RESET as u16).to_le_bytes();
+    [0xBA, low, high, 0xB0, Power::RESET_VALUE, 0xEE, 0xF4, 0xEB, 0xFD]
+};
 
 /// What to boot.
 #[derive(Debug, Clone)]
@@ -43,6 +50,7 @@ pub fn load(spec: &BootSpec, plan: &MemoryPlan, memory: &GuestMemory, seed: u64)
     };
     params::write(&params::ParamsSpec { header: kernel.header, initrd, plan, seed }, memory)?;
     cpu::write_tables(memory)?;
+    memory.write_slice(&RESET_CODE, GuestAddress(layout::RESET_VECTOR))?;
     Ok(cpu::state(kernel.entry))
 }
 
