@@ -64,17 +64,24 @@ fn payload(data: &[u8]) -> std::result::Result<Vec<u8>, String> {
     let packed = start.checked_add(length).and_then(|end| data.get(start..end)).ok_or_else(|| {
         format!("truncated: its payload of {length} bytes ends beyond the file's {} bytes", data.len())
     })?;
-    // Except with xz and gzip, which carry their own, the payload ends in its unpacked size.
-    let packed = match Format::of(packed) {
-        Some(Format::Zstd | Format::Lz4Legacy) if length > 4 => &packed[..length - 4],
-        Some(Format::Xz | Format::Gzip) => packed,
-        _ => {
-            let magic = &packed[..packed.len().min(4)];
-            return Err(format!("its payload is compressed in an unknown way (it begins with {magic:02x?})"));
-        }
-    };
+    let packed = stream(packed).ok_or_else(|| {
+        let magic = &packed[..packed.len().min(4)];
+        format!("its payload is compressed in an unknown way (it begins with {magic:02x?})")
+    })?;
     compress::decompress(packed, VMLINUX_LIMIT)
         .map_err(|e| format!("corrupt: its payload does not decompress: {e}"))
+}
+
+/// A payload without the unpacked size that the kernel's build appends to it: always with zstd and lz4, never with gzip,
+/// which carries its own, and with xz in some versions.
+fn stream(payload: &[u8]) -> Option<&[u8]> {
+    const XZ_FOOTER: &[u8] = b"YZ";
+    let (stream, _) = payload.split_last_chunk::<4>()?;
+    match Format::of(payload)? {
+        Format::Gzip => Some(payload),
+        Format::Xz if payload.ends_with(XZ_FOOTER) => Some(payload),
+        Format::Xz | Format::Zstd | Format::Lz4Legacy => Some(stream),
+    }
 }
 
 fn check_elf(data: &[u8]) -> std::result::Result<(), String> {
@@ -187,6 +194,17 @@ pub(crate) mod tests {
         let kernel = Kernel::unpack(&bzimage(&gzip(&tiny_vmlinux())), Path::new("k")).unwrap();
         assert_eq!(kernel.vmlinux, tiny_vmlinux());
         assert_eq!(kernel.release, "6.12.99-b");
+    }
+
+    #[test]
+    fn the_size_behind_a_payload_is_not_part_of_it() {
+        let xz = b"\xfd7zXZ\0body--YZ";
+        assert_eq!(stream(xz), Some(&xz[..]));
+        assert_eq!(stream(&[&xz[..], &[1, 2, 3, 4]].concat()), Some(&xz[..]));
+        let zstd = b"\x28\xb5\x2f\xfdbody";
+        assert_eq!(stream(&[&zstd[..], &[1, 2, 3, 4]].concat()), Some(&zstd[..]));
+        assert_eq!(stream(b"\x1f\x8b\x08body"), Some(&b"\x1f\x8b\x08body"[..]));
+        assert_eq!(stream(b"\x28"), None);
     }
 
     #[test]
