@@ -77,6 +77,16 @@ fn an_elf_is_loaded_with_everything_it_needs() {
     assert_eq!(&line, b"console=ttyS0\0");
 }
 
+/// Linux on a hardware-reduced platform without EFI resets by a jump to FFFF:0.
+#[test]
+fn a_jump_to_the_reset_vector_writes_the_reset_register() {
+    let (bench, kernel) = (Bench::new(), file(&elf(MIB)));
+    bench.load(kernel.path(), None, "").unwrap();
+    let code: [u8; 6] = bench.memory.read_obj(GuestAddress(0xF_FFF0)).unwrap();
+    // mov dx, 0x602; mov al, 1; out dx, al
+    assert_eq!(code, [0xBA, 0x02, 0x06, 0xB0, 0x01, 0xEE]);
+}
+
 #[test]
 fn the_seed_of_the_run_decides_the_kernels_seed() {
     let bench = Bench::new();
