@@ -7,7 +7,7 @@ mod packed;
 use engine::event::StoreKind;
 use iced_x86::{Code, Instruction};
 
-use super::sse::in_memory;
+use super::sse::{byte_signs, in_memory};
 use super::{mmx_usable, none_pending, sse_usable};
 use crate::cpu::Cpu;
 use crate::insn::{Exec, Insn};
@@ -167,8 +167,8 @@ fn extract(cpu: &mut Cpu, insn: &Insn) -> Step {
 }
 
 fn signs(cpu: &mut Cpu, insn: &Insn) -> Step {
-    let value = begin::<Register>(cpu, insn)?.to_le_bytes();
-    cpu.put(insn.r[0], (0..8).fold(0, |mask, n| mask | u64::from(value[n] >> 7) << n));
+    let value = begin::<Register>(cpu, insn)?;
+    cpu.put(insn.r[0], byte_signs(value));
     Ok(())
 }
 

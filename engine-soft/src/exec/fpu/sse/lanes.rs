@@ -117,11 +117,21 @@ fn insertps<S: Source, const IN_MEMORY: bool>(cpu: &mut Cpu, insn: &Insn) -> Ste
 
 /// The sign bit of each lane of `BITS`, gathered.
 fn signs<const BITS: u32>(cpu: &mut Cpu, insn: &Insn) -> Step {
-    let lanes = begin::<Register>(cpu, insn)?.to_le_bytes();
-    let bytes = BITS as usize / 8;
-    let mask = (0..16 / bytes).fold(0, |mask, n| mask | u64::from(lanes[n * bytes + bytes - 1] >> 7) << n);
+    let lanes = begin::<Register>(cpu, insn)?;
+    let (low, high) = (lanes as u64, (lanes >> 64) as u64);
+    let mask = match BITS {
+        8 => byte_signs(low) | byte_signs(high) << 8,
+        32 => low >> 31 & 1 | low >> 62 & 2 | (high >> 31 & 1) << 2 | (high >> 63) << 3,
+        _ => low >> 63 | (high >> 63) << 1,
+    };
     cpu.put(insn.r[0], mask);
     Ok(())
+}
+
+/// The sign bits of eight bytes. The product moves the one of byte `n` from bit `8 * n` to bit `56 + n`, without carries.
+#[inline(always)]
+pub fn byte_signs(bytes: u64) -> u64 {
+    (bytes >> 7 & 0x0101_0101_0101_0101).wrapping_mul(0x0102_0408_1020_4080) >> 56
 }
 
 /// Takes the lanes of the second operand whose sign bit is set in XMM0.

@@ -19,6 +19,7 @@ use crate::trap::Step;
 pub use float::{
     Cvtdq2pd, Cvtdq2ps, Cvtpd2dq, Cvtps2dq, Cvttpd2dq, Cvttps2dq, Float, compute, compute_lanes,
 };
+pub use lanes::byte_signs;
 
 /// The function that executes an SSE instruction.
 pub fn lookup(i: &Instruction) -> Option<Exec> {
