@@ -71,14 +71,16 @@ fn load_initrd(
     memory: &GuestMemory,
 ) -> Result<(u64, u64)> {
     const PAGE: u64 = 4 * layout::KIB;
-    let bytes = read(path, "initrd")?;
-    let size = bytes.len() as u64;
+    let failed = |source| Error::Read { what: "initrd", path: path.to_owned(), source };
+    let mut file = File::open(path).map_err(failed)?;
+    let size = file.metadata().map_err(failed)?.len();
     let top = plan.low_ram_end().min(limit.saturating_add(1));
     let have = top.saturating_sub(kernel_end.next_multiple_of(PAGE));
     let too_large = || Error::TooLarge { what: format!("The initrd {}", path.display()), need: size, have };
     let address = top.checked_sub(size).map(|a| a & !(PAGE - 1)).filter(|a| *a >= kernel_end);
     let address = address.ok_or_else(too_large)?;
-    memory.write_slice(&bytes, GuestAddress(address))?;
+    // Straight into the guest: the allocator would keep a buffer of this size resident.
+    memory.read_exact_volatile_from(GuestAddress(address), &mut file, size as usize)?;
     Ok((address, size))
 }
 
