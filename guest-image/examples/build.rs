@@ -2,7 +2,14 @@
 
 use guest_image::{Bars, Recipe, Store};
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
+fn main() {
+    if let Err(error) = build() {
+        eprintln!("{error}");
+        std::process::exit(1);
+    }
+}
+
+fn build() -> Result<(), Box<dyn std::error::Error>> {
     let mut args = std::env::args().skip(1);
     let (Some(recipe), Some(agent)) = (args.next(), args.next()) else {
         return Err("usage: build RECIPE AGENT".into());

@@ -178,7 +178,7 @@ impl Apt {
         // apt-cache fails when any name is unknown, but shows the others.
         let mut command = self.command("apt-cache");
         command.args(["show", "--no-all-versions"]).args(names);
-        let shown = command.output().map_err(|e| spawn_error("apt-cache", e))?;
+        let shown = command.output().map_err(|e| spawn_error(e))?;
         let text = String::from_utf8_lossy(&shown.stdout).into_owned();
         Ok(text.split("\n\n").filter_map(stanza).map(|p| (p.name.clone(), p)).collect())
     }
@@ -260,15 +260,16 @@ fn file_sha256(path: &Path) -> Result<String> {
     Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-fn spawn_error(program: &'static str, error: std::io::Error) -> Error {
+/// apt-config and apt-cache are of the same package as apt-get.
+fn spawn_error(error: std::io::Error) -> Error {
     if error.kind() == std::io::ErrorKind::NotFound {
         return Error::NoProgram {
-            program,
+            program: "apt-get",
             purpose: "downloading the packages of a guest image",
-            remedy: "build on a Debian or Ubuntu host, or give your own --kernel and --initrd".into(),
+            remedy: "build on a Debian host, or give your own --kernel and --initrd".into(),
         };
     }
-    Error::Io { action: "start", path: program.into(), source: error }
+    Error::Io { action: "start", path: "apt-get".into(), source: error }
 }
 
 fn check(command: &Command, output: Output) -> Result<Output> {
@@ -285,23 +286,15 @@ fn check(command: &Command, output: Output) -> Result<Output> {
     })
 }
 
-fn program_of(command: &Command) -> &'static str {
-    match command.get_program().to_str() {
-        Some("apt-config") => "apt-config",
-        Some("apt-cache") => "apt-cache",
-        _ => "apt-get",
-    }
-}
-
 fn run(command: &mut Command) -> Result<Output> {
-    let output = command.output().map_err(|e| spawn_error(program_of(command), e))?;
+    let output = command.output().map_err(|e| spawn_error(e))?;
     check(command, output)
 }
 
 /// Runs a download into `folder`, telling how far its files have grown.
 fn run_watched(command: &mut Command, folder: &Path, progress: &dyn Progress) -> Result<()> {
     let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
-    let mut child = child.map_err(|e| spawn_error("apt-get", e))?;
+    let mut child = child.map_err(|e| spawn_error(e))?;
     let mut seen = 0;
     loop {
         let done = child.try_wait().at("wait for", Path::new("apt-get"))?.is_some();

@@ -27,9 +27,19 @@ struct Resolution {
 }
 
 impl Store {
-    /// Builds the image of a recipe, or finds it built. `agent` is the program that runs as init.
+    /// The image of a recipe as it was built last with this agent, whatever the package archive has by now; `None` where
+    /// there is none or the recipe has changed. Takes no lock and no network.
+    pub fn current(&self, recipe: &Recipe, agent: &[u8]) -> Option<Image> {
+        let image = self.open(&recipe.name).ok()?;
+        let manifest = image.manifest.as_ref()?;
+        let hash = recipe.hash().ok()?;
+        (manifest.recipe == hash && manifest.id == identity(&hash, agent, &manifest.packages))
+            .then_some(image)
+    }
+
+    /// Builds the image of a recipe, or finds that nothing has changed. `agent` is the program that runs as init.
     pub fn build(&self, recipe: &Recipe, agent: &[u8], progress: &dyn Progress) -> Result<Image> {
-        let _lock = self.lock()?;
+        let _lock = self.lock(progress)?;
         let packages = self.root().join("packages");
         let apt = Apt::open(&self.root().join("apt"), &packages, recipe.archive.as_deref())?;
         apt.update(self.max_age, progress)?;
@@ -48,7 +58,7 @@ impl Store {
 
         let contents = Contents::gather(self, recipe, agent, &apt, progress)?;
         let id = identity(&recipe_hash, agent, &contents.packages);
-        self.write(recipe, recipe_hash, &id, &contents, progress)?;
+        self.write(recipe, [recipe_hash, hash_of(agent)], &id, &contents, progress)?;
         self.name(&recipe.name, &id)?;
         let folder = self.root().join("resolved");
         fs::create_dir_all(&folder).at("create", &folder)?;
@@ -61,7 +71,7 @@ impl Store {
     fn write(
         &self,
         recipe: &Recipe,
-        recipe_hash: String,
+        [recipe_hash, agent_hash]: [String; 2],
         id: &str,
         contents: &Contents,
         progress: &dyn Progress,
@@ -93,6 +103,7 @@ impl Store {
             description: recipe.description.clone(),
             id: id.to_owned(),
             recipe: recipe_hash,
+            agent: agent_hash,
             kernel: release,
             cmdline: recipe.cmdline.clone(),
             packages: contents.packages.clone(),
@@ -114,12 +125,16 @@ impl Store {
     }
 }
 
+fn hash_of(data: &[u8]) -> String {
+    blake3::hash(data).to_hex().to_string()
+}
+
 /// A hash of all that goes into an image.
 fn identity(recipe_hash: &str, agent: &[u8], packages: &[Package]) -> String {
     let mut hash = blake3::Hasher::new();
     hash.update(&FORMAT.to_le_bytes());
     hash.update(recipe_hash.as_bytes());
-    hash.update(blake3::hash(agent).as_bytes());
+    hash.update(hash_of(agent).as_bytes());
     for package in packages {
         hash.update(package.sha256.as_bytes());
     }

@@ -10,7 +10,7 @@ use crate::apt::Package;
 use crate::error::{At, Error, Result};
 
 /// Changes when images are put together differently, so that older ones are built anew.
-pub(crate) const FORMAT: u32 = 1;
+pub(crate) const FORMAT: u32 = 2;
 
 /// What an image is made of, and the hash of each part.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,6 +26,8 @@ pub struct Manifest {
     pub id: String,
     /// BLAKE3 of the recipe and its files.
     pub recipe: String,
+    /// BLAKE3 of the agent, which is init.
+    pub agent: String,
     /// As `uname -r` says in the guest.
     pub kernel: String,
     /// Kernel command line.

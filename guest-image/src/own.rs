@@ -38,7 +38,6 @@ impl Store {
     /// is cached by its content. The command line is the base's, or a console on the first serial port.
     pub fn own(&self, own: &OwnKernel) -> Result<Image> {
         let data = fs::read(&own.kernel).at("read kernel", &own.kernel)?;
-        let _lock = self.lock()?;
         let (vmlinux, release) = self.vmlinux(&data, &own.kernel)?;
         let modules =
             own.modules.as_deref().map(|folder| Self::read_modules(folder, &release)).transpose()?;

@@ -19,6 +19,7 @@ use std::time::Duration;
 use crate::error::{At, Error, Result};
 use crate::image::{Image, Manifest};
 use crate::kernel::Kernel;
+use crate::progress::{Progress, Silent, Total};
 use crate::recipe::nearest;
 
 /// The cache of images.
@@ -85,7 +86,7 @@ impl Store {
         let Some(target) = fs::read_link(&link).ok().filter(|_| plain(name)) else {
             return self.open(name).map(drop);
         };
-        let _lock = self.lock()?;
+        let _lock = self.lock(&Silent)?;
         fs::remove_file(&link).at("remove", &link)?;
         let shared = self
             .image_names()
@@ -99,13 +100,16 @@ impl Store {
     }
 
     /// Waits until no other process writes to the store.
-    pub(crate) fn lock(&self) -> Result<Lock> {
+    pub(crate) fn lock(&self, progress: &dyn Progress) -> Result<Lock> {
         fs::create_dir_all(&self.root).at("create", &self.root)?;
         let path = self.root.join("lock");
         let file = File::create(&path).at("create", &path)?;
-        rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive)
-            .map_err(std::io::Error::from)
-            .at("lock", &path)?;
+        use rustix::fs::{FlockOperation, flock};
+        if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+            progress.started("Waiting for another nvsim", Total::Unknown);
+            flock(&file, FlockOperation::LockExclusive).map_err(std::io::Error::from).at("lock", &path)?;
+            progress.finished();
+        }
         Ok(Lock(file))
     }
 
@@ -190,6 +194,7 @@ mod tests {
             description: String::new(),
             id: id.into(),
             recipe: String::new(),
+            agent: String::new(),
             kernel: "6.12".into(),
             cmdline: "console=ttyS0".into(),
             packages: Vec::new(),
