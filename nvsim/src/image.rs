@@ -29,6 +29,14 @@ pub fn build(store: &Store, recipe: &str) -> Result<Image> {
     Ok(store.build(&Recipe::find(recipe)?, AGENT, &Bars::default())?)
 }
 
+/// The image of that recipe as it was built last; built when it is missing or its recipe or our agent has changed.
+pub fn current_or_build(store: &Store, recipe: &str) -> Result<Image> {
+    match store.current(&Recipe::find(recipe)?, AGENT) {
+        Some(image) => Ok(image),
+        None => build(store, recipe),
+    }
+}
+
 fn list(store: &Store, json: bool) -> Result<()> {
     let built = store.list();
     if json {

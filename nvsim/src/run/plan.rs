@@ -71,10 +71,10 @@ fn agents(fs: Fs) -> guest_agent::Fs {
 
 fn image(args: &RunArgs) -> Result<Image> {
     let store = Store::of_user()?;
-    let Some(kernel) = &args.kernel else { return crate::image::build(&store, &args.image) };
+    let Some(kernel) = &args.kernel else { return crate::image::current_or_build(&store, &args.image) };
     let base = match args.initrd {
         Some(_) => None,
-        None => Some(crate::image::build(&store, &args.image)?),
+        None => Some(crate::image::current_or_build(&store, &args.image)?),
     };
     let (kernel, initrd, modules) = (kernel.clone(), args.initrd.clone(), args.modules.clone());
     Ok(store.own(&OwnKernel { kernel, initrd, modules, base })?)
