@@ -12,7 +12,7 @@ use crate::state::CpuState;
 use crate::{Built, Engine, Entry, Exit, ExitKind, GuestMemory, Partition, PartitionSpec, Seat, VcpuId};
 
 /// A vCPU that makes no exit for so long hangs.
-pub(super) const PATIENCE: Duration = Duration::from_secs(5);
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What a seat's thread is told to do; it ends when nobody can tell it anything.
 enum Order {
