@@ -180,7 +180,7 @@ fn settle(i: &Instruction, before: &State, outcome: &mut Outcome) {
     fx[at::FDP..at::MXCSR].copy_from_slice(&before.fx[at::FDP..at::MXCSR]);
     fx[at::MXCSR_MASK..at::ST].copy_from_slice(&0xFFFF_u32.to_le_bytes());
     fx[at::END..].fill(0);
-    if outcome.fault.is_some_and(|fault| fault.vector == 14) && !is_x87(i) {
+    if outcome.fault.is_some_and(|fault| matches!(fault.vector, 12..=14)) && !is_x87(i) {
         fx[at::FSW..at::FTW + 1].fill(0);
         fx[at::ST..at::XMM].fill(0);
     }
