@@ -11,6 +11,7 @@
 //! being written. Superblocks are written in turn; labels have two index blocks of their own, which the guest writes in
 //! turn. So whenever a process dies, one of each is whole.
 
+use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
@@ -170,14 +171,6 @@ impl Backing {
         dimm
     }
 
-    /// Says whether the disk could take all that the guest may write.
-    pub fn check_space(&self) -> Result<()> {
-        let meta = self.file.metadata().map_err(self.io("examine"))?;
-        let need = meta.len().saturating_sub(meta.blocks() * 512);
-        let have = host::free_space(&self.file).map_err(self.io("examine the disk of"))?;
-        if need > have { Err(Error::DiskFull { path: self.path.clone(), need, have }) } else { Ok(()) }
-    }
-
     /// Replaces the record.
     pub fn store(&mut self, record: Record) -> Result<()> {
         let sequence = self.sequence + 1;
@@ -232,6 +225,21 @@ impl Backing {
     fn io(&self, doing: &'static str) -> impl FnOnce(io::Error) -> Error + use<> {
         Error::io(doing, self.path.clone())
     }
+}
+
+/// Says whether the disks could take all that a guest may write into these files together.
+pub fn check_space<'a>(backings: impl Iterator<Item = &'a Backing>) -> Result<()> {
+    let mut wanted: HashMap<u64, u64> = HashMap::new();
+    for backing in backings {
+        let meta = backing.file.metadata().map_err(backing.io("examine"))?;
+        let have = host::free_space(&backing.file).map_err(backing.io("examine the disk of"))?;
+        let need = wanted.entry(meta.dev()).or_default();
+        *need += meta.len().saturating_sub(meta.blocks() * 512);
+        if *need > have {
+            return Err(Error::DiskFull { path: backing.path.clone(), need: *need, have });
+        }
+    }
+    Ok(())
 }
 
 /// Removes an unfinished file.

@@ -37,7 +37,7 @@ pub use self::spec::{DimmSpec, Fs, KEYS, label_version, size};
 use self::backing::Backing;
 use self::hint::FlushHints;
 use self::mailbox::Call;
-use self::offline::{NamespaceInfo, named};
+use self::offline::{Blueprint, NamespaceInfo, named};
 use self::plan::{Plan, Sets};
 use crate::layout::{self, port};
 use crate::memory::PersistentRegion;
@@ -86,13 +86,15 @@ impl OpenDimms {
                 Err(_) => return Err(Error::Missing { path: spec.path.clone() }),
             });
         }
+        let mut blueprints = Vec::new();
         for n in 0..specs.len() {
-            if backings[n].is_some() {
+            let drawn = |n| blueprints.iter().any(|(group, _): &(Vec<usize>, Blueprint)| group.contains(&n));
+            if backings[n].is_some() || drawn(n) {
                 continue;
             }
             let group: Vec<usize> = match &specs[n].set {
                 None => vec![n],
-                Some(name) => (n..specs.len()).filter(|&m| specs[m].set.as_ref() == Some(name)).collect(),
+                Some(name) => (0..specs.len()).filter(|&m| specs[m].set.as_ref() == Some(name)).collect(),
             };
             if let Some(&old) = group.iter().find(|&&m| backings[m].is_some()) {
                 return Err(Error::Set {
@@ -105,13 +107,33 @@ impl OpenDimms {
                 });
             }
             let asked: Vec<_> = group.iter().map(|&m| specs[m].clone()).collect();
-            for (m, backing) in group.into_iter().zip(offline::create(&asked, &[], entropy)?) {
-                backings[m] = Some(backing);
+            blueprints.push((group, Blueprint::draw(&asked, &[], entropy)?));
+        }
+        Self::finish(backings, blueprints)
+    }
+
+    /// Makes the missing files, and none of them if one cannot be made or all together do not fit.
+    fn finish(mut backings: Vec<Option<Backing>>, blueprints: Vec<(Vec<usize>, Blueprint)>) -> Result<Self> {
+        let mut made = Vec::new();
+        let make = || -> Result<Sets> {
+            for (group, blueprint) in blueprints {
+                for (m, backing) in group.into_iter().zip(blueprint.make()?) {
+                    made.push(m);
+                    backings[m] = Some(backing);
+                }
+            }
+            let open = || backings.iter().flatten();
+            backing::check_space(open())?;
+            Sets::new(&open().map(|b| (b.path().to_owned(), b.record())).collect::<Vec<_>>())
+        };
+        match make() {
+            Ok(sets) => Ok(Self { backings: backings.into_iter().flatten().collect(), sets }),
+            Err(error) => {
+                let new: Vec<Backing> = made.into_iter().filter_map(|m| backings[m].take()).collect();
+                offline::unmake(&new);
+                Err(error)
             }
         }
-        let backings: Vec<Backing> = backings.into_iter().flatten().collect();
-        let sets = Sets::new(&named(&backings))?;
-        Ok(Self { backings, sets })
     }
 
     /// Bytes of each region, in the order in which addresses are wanted.
@@ -166,7 +188,6 @@ fn reopen(spec: &DimmSpec) -> Result<Backing> {
     same("serial", hex(spec.serial), format!("{:#x}", record.identity.serial))?;
     same("vendor", hex(spec.vendor.map(u32::from)), format!("{:#x}", record.identity.vendor))?;
     same("device", hex(spec.device.map(u32::from)), format!("{:#x}", record.identity.device))?;
-    backing.check_space()?;
     adopt(backing, spec)
 }
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use nvdimm_model::health::{Health, Power};
 use nvdimm_model::interleave::InterleaveSet;
 use nvdimm_model::label::{LabelArea, LabelVersion};
-use nvdimm_model::namespace::{self, HEAD, Map, Mode, Namespace, NamespaceSpec};
+use nvdimm_model::namespace::{self, HEAD, Layout, Map, Mode, Namespace, NamespaceSpec};
 use nvdimm_model::{Domain, Geometry, Identity, Persistence};
 use serde::Serialize;
 use uuid::Uuid;
@@ -138,53 +138,83 @@ impl From<&Namespace> for NamespaceInfo {
 /// Makes the files of one interleave set (or of one DIMM) and lays namespaces down: those in `namespaces`, or the one that
 /// the first spec describes. All files are held when this returns.
 pub fn create(specs: &[DimmSpec], namespaces: &[NamespaceSpec], entropy: &Entropy) -> Result<Vec<Backing>> {
-    let Some(first) = specs.first() else { return Ok(Vec::new()) };
-    for spec in specs {
-        if spec.path.symlink_metadata().is_ok() {
+    if specs.is_empty() { Ok(Vec::new()) } else { Blueprint::draw(specs, namespaces, entropy)?.make() }
+}
+
+/// The files of one set, worked out and not yet made: whatever can be refused was refused.
+pub(crate) struct Blueprint {
+    files: Vec<(PathBuf, Record)>,
+    set: InterleaveSet,
+    layout: Layout,
+}
+
+impl Blueprint {
+    /// Works out what [`create`] makes; there is at least one spec.
+    pub(crate) fn draw(specs: &[DimmSpec], namespaces: &[NamespaceSpec], entropy: &Entropy) -> Result<Self> {
+        let first = &specs[0];
+        if let Some(spec) = specs.iter().find(|spec| spec.path.symlink_metadata().is_ok()) {
             return Err(Error::Exists { path: spec.path.clone() });
         }
-    }
-    let mut records = specs.iter().map(|spec| record(spec, entropy)).collect::<Result<Vec<_>>>()?;
-    let model = Error::model(first.path.clone());
-    let parts: Vec<_> = records.iter().map(|r| (r.identity, r.geometry)).collect();
-    let set = InterleaveSet::new(&parts).map_err(model)?;
-    if set.ways() > 1 {
+        let mut records = specs.iter().map(|spec| record(spec, entropy)).collect::<Result<Vec<_>>>()?;
+        let label_size = records[0].geometry.label_size;
+        let parts: Vec<_> = records.iter().map(|r| (r.identity, r.geometry)).collect();
+        let set = InterleaveSet::new(&parts).map_err(Error::model(first.path.clone()))?;
         let name = first.set.clone().unwrap_or_else(|| "set".to_owned());
-        for (position, record) in (0..).zip(&mut records) {
-            record.set = Some(Membership { name: name.clone(), position, members: set.members().to_vec() });
+        if records.iter().any(|r| r.geometry.label_size != label_size) {
+            let reason =
+                "its DIMMs must have label areas of one size; give all the same label-size".to_owned();
+            return Err(Error::Set { set: name, reason });
         }
-    }
-    let default = [namespace_of(first, entropy)];
-    let namespaces = if namespaces.is_empty() { &default } else { namespaces };
-    let labels = records[0].geometry.label_size;
-    let labels = first.labels.unwrap_or(Some(LabelVersion::V1_2)).filter(|_| labels > 0).map(|v| (v, labels));
-    let layout = namespace::lay_out(&set, labels, namespaces).map_err(Error::model(first.path.clone()))?;
-    let mut backings: Vec<Backing> = Vec::new();
-    for (position, (spec, record)) in specs.iter().zip(records).enumerate() {
-        let label_size = record.geometry.label_size as usize;
-        let labels = layout.label_areas.get(position).cloned().unwrap_or_else(|| vec![0; label_size]);
-        let made = Backing::create(&spec.path, record, labels, |backing| {
-            let own = layout.patches.iter().flat_map(|patch| {
-                let end = patch.offset + patch.bytes.len() as u64;
-                set.pieces(patch.offset..end).filter(|p| p.member == position).map(|piece| {
-                    let at = (piece.offset - patch.offset) as usize;
-                    (piece.dpa, &patch.bytes[at..at + piece.len as usize])
-                })
-            });
-            own.into_iter().try_for_each(|(dpa, bytes)| backing.write_data(dpa, bytes))
-        });
-        match made {
-            Ok(backing) => backings.push(backing),
-            Err(error) => {
-                // Half a set is of no use to anyone.
-                for backing in &backings {
-                    let _ = std::fs::remove_file(backing.path());
-                }
-                return Err(error);
+        if set.ways() > 1 {
+            for (position, record) in (0..).zip(&mut records) {
+                record.set =
+                    Some(Membership { name: name.clone(), position, members: set.members().to_vec() });
             }
         }
+        let default = [namespace_of(first, entropy)];
+        let namespaces = if namespaces.is_empty() { &default } else { namespaces };
+        let version = first.labels.unwrap_or(Some(LabelVersion::V1_2)).filter(|_| label_size > 0);
+        let layout = namespace::lay_out(&set, version.map(|v| (v, label_size)), namespaces)
+            .map_err(Error::model(first.path.clone()))?;
+        let files = specs.iter().map(|spec| spec.path.clone()).zip(records).collect();
+        Ok(Self { files, set, layout })
     }
-    Ok(backings)
+
+    /// Makes the files, all or none.
+    pub(crate) fn make(self) -> Result<Vec<Backing>> {
+        let Self { files, set, layout } = self;
+        let mut backings: Vec<Backing> = Vec::new();
+        for (position, (path, record)) in files.into_iter().enumerate() {
+            let label_size = record.geometry.label_size as usize;
+            let labels = layout.label_areas.get(position).cloned().unwrap_or_else(|| vec![0; label_size]);
+            let made = Backing::create(&path, record, labels, |backing| {
+                layout.patches.iter().try_for_each(|patch| {
+                    let end = patch.offset + patch.bytes.len() as u64;
+                    set.pieces(patch.offset..end).filter(|piece| piece.member == position).try_for_each(
+                        |piece| {
+                            let at = (piece.offset - patch.offset) as usize;
+                            backing.write_data(piece.dpa, &patch.bytes[at..at + piece.len as usize])
+                        },
+                    )
+                })
+            });
+            match made {
+                Ok(backing) => backings.push(backing),
+                Err(error) => {
+                    unmake(&backings);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(backings)
+    }
+}
+
+/// Removes files that were just made: half of what was asked for is of no use to anyone.
+pub(crate) fn unmake(backings: &[Backing]) {
+    for backing in backings {
+        let _ = std::fs::remove_file(backing.path());
+    }
 }
 
 /// Gives existing DIMMs, all of one set, new labels and namespaces. What they held is lost.

@@ -113,6 +113,25 @@ fn specs_are_checked_against_files_before_anything_is_made() {
 }
 
 #[test]
+fn all_files_are_made_or_none() {
+    let desk = Desk::new();
+    let count = || desk.dir.path().read_dir().unwrap().count();
+    for refused in [
+        &["a,size=32M", "b,size=33M"][..],
+        &["a,size=32M", "b,size=32M,label-size=64K,set=s", "c,size=32M,label-size=128K,set=s"],
+        &["a,size=32M,serial=5", "b,size=32M,serial=5"],
+        &["a,size=32M", "no/such/folder/b,size=32M"],
+    ] {
+        assert!(desk.open(refused).is_err(), "{refused:?}");
+        assert_eq!(count(), 0, "{refused:?}");
+    }
+    // The members of a set need not stand side by side.
+    let nvdimms = desk.open(&["a,size=32M,set=s", "x,size=32M", "b,size=32M,set=s"]).unwrap();
+    let members: Vec<_> = nvdimms.plan().regions.iter().map(|r| r.members.clone()).collect();
+    assert_eq!(members, [vec![0, 2], vec![1]]);
+}
+
+#[test]
 fn devices_have_the_names_that_linux_gives() {
     let desk = Desk::new();
     let nvdimms =
