@@ -50,7 +50,7 @@ fn mistakes_in_a_spec_are_explained() {
     let folder = tempdir().unwrap();
     for (spec, hint) in [
         ("d.nvd,sise=1G", "size"),
-        ("d.nvd,size=3M", "2 MiB"),
+        ("d.nvd,size=65M", "2 MiB"),
         ("d.nvd,size=big", "512M"),
         ("d.nvd", "size"),
         ("d.nvd,size=64M,domain=maybe", "eadr"),

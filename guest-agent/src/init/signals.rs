@@ -18,7 +18,8 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Blocks the signals that init reads. Children get them unblocked, as std sees to.
+    /// Blocks the signals that init reads. They stay blocked in children until [`sys::in_new_session`]
+    /// unblocks them.
     pub fn new() -> io::Result<Self> {
         let signals = [libc::SIGCHLD, libc::SIGTERM, libc::SIGUSR1, libc::SIGUSR2, libc::SIGINT];
         Ok(Self { file: sys::signal_descriptor(&signals)? })

@@ -173,11 +173,15 @@ pub fn set_window(terminal: &File, rows: u16, columns: u16) -> io::Result<()> {
     Ok(())
 }
 
-/// Lets `command` lead a session of its own, with its standard input as controlling terminal when `terminal` is set.
+/// Lets `command` lead a session of its own, with its standard input as controlling terminal when `terminal` is set, and
+/// without the signals blocked that init blocks, which it would inherit.
 pub fn in_new_session(command: &mut Command, terminal: bool) {
     let enter = move || {
-        // SAFETY: both calls are allowed between fork and exec, and take integers only.
+        // SAFETY: all calls are allowed between fork and exec; the set is initialised by sigemptyset before its use.
         unsafe {
+            let mut none = std::mem::zeroed();
+            libc::sigemptyset(&mut none);
+            check(libc::sigprocmask(libc::SIG_SETMASK, &none, std::ptr::null_mut()))?;
             check(libc::setsid())?;
             if terminal {
                 check(libc::ioctl(0, libc::TIOCSCTTY, 1))?;

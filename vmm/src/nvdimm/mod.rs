@@ -142,10 +142,15 @@ impl OpenDimms {
         self.sets.sizes()
     }
 
-    /// The file system to make on an empty device of each region.
+    /// The file system to make on an empty device of each region: none where no namespace is for fsdax.
     #[must_use]
     pub fn file_systems(&self) -> Vec<Fs> {
-        self.sets.iter().map(|(_, members)| self.backings[members[0]].record().fs).collect()
+        let of_region = |(set, members): (&_, &[usize])| {
+            let (namespaces, _) = offline::namespaces(&self.backings, set, members);
+            let fsdax = namespaces.iter().any(|n| n.mode == nvdimm_model::namespace::Mode::Fsdax);
+            if fsdax { self.backings[members[0]].record().fs } else { Fs::None }
+        };
+        self.sets.iter().map(of_region).collect()
     }
 
     /// Maps the regions at their guest-physical addresses: `ranges` has one for each of [`OpenDimms::region_sizes`].
