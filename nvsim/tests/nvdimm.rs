@@ -97,8 +97,18 @@ fn persistence_domains_show_as_linux_has_them() {
     // The NFIT has one set of platform capabilities for all DIMMs: what the weakest keeps. Of `hint` that is nothing,
     // so Linux hides persistence_domain.
     let lines: Vec<Vec<&str>> = output.lines().map(|line| line.split(' ').collect()).collect();
-    assert_eq!(lines, [["1", "1", "1", "write_back"], ["1", "1", "1", "write_back"], ["1", "1", "1", "write_back"], ["0", "0", "1", "write_back"]]);
-    for (domain, shown) in [("eadr", "cpu_cache 1 1 0 write_back\n"), ("adr", "memory_controller 1 1 1 write_back\n")] {
+    assert_eq!(
+        lines,
+        [
+            ["1", "1", "1", "write_back"],
+            ["1", "1", "1", "write_back"],
+            ["1", "1", "1", "write_back"],
+            ["0", "0", "1", "write_back"]
+        ]
+    );
+    for (domain, shown) in
+        [("eadr", "cpu_cache 1 1 0 write_back\n"), ("adr", "memory_controller 1 1 1 write_back\n")]
+    {
         let command = command.replace("0 1 2 3", "0");
         let spec = format!("{domain}.nvd,size=64M,domain={domain}");
         assert_eq!(exec(folder.path(), &command, &["--mount", "none", "--nvdimm", &spec]).ok(), shown);
