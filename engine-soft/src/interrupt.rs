@@ -77,7 +77,9 @@ impl Cpu {
     /// INT n and its kin: a fault on the way is one of this instruction.
     pub(crate) fn software_interrupt(&mut self, vector: u8) -> Step {
         let flags = self.flags.get();
-        self.deliver(Event { vector, code: None, source: Source::Software, flags })
+        self.deliver(Event { vector, code: None, source: Source::Software, flags })?;
+        self.progress.interrupted = true;
+        Ok(())
     }
 
     /// Delivers, and what goes wrong on the way, up to the double fault.

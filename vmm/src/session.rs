@@ -2,8 +2,10 @@
 //!
 //! With a single seat everything happens on the calling thread, in an order that only the guest decides.
 
+use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant};
 
 use engine::{CpuState, Entry, ExitKind, Partition, Processor, Seat};
@@ -21,6 +23,15 @@ pub enum End {
     Reset,
     /// The run is over.
     Over(Outcome),
+}
+
+/// Ends a session if nothing else has: its thread panics.
+struct EndsAll<'s, 'a>(&'s Session<'a>);
+
+impl Drop for EndsAll<'_, '_> {
+    fn drop(&mut self) {
+        self.0.over(Outcome::Stopped);
+    }
 }
 
 /// What the seats share.
@@ -71,8 +82,8 @@ impl<'a> Session<'a> {
                 self.end(Err(Error::Thread(error.kind().into())));
             }
             let own = first.map(|seat| self.occupy(seat, boot));
-            let others = spawned.into_iter().flatten().filter_map(|thread| thread.join().ok());
-            own.into_iter().chain(others).collect()
+            let join = |thread: ScopedJoinHandle<'_, Statistics>| thread.join().unwrap_or_else(|panic| resume_unwind(panic));
+            own.into_iter().chain(spawned.into_iter().flatten().map(join)).collect()
         });
         self.remote.attach(None);
         counted.iter().for_each(|one| statistics.absorb(one));
@@ -86,8 +97,9 @@ impl<'a> Session<'a> {
         end.unwrap_or(Ok(End::Over(Outcome::Halted)))
     }
 
-    /// A thread's work.
+    /// A thread's work. However it ends, the other threads come out too.
     fn occupy(&self, seat: Box<dyn Seat>, boot: &CpuState) -> Statistics {
+        let _ends_all = EndsAll(self);
         let mut statistics = Statistics::default();
         if let Err(error) = self.drive(seat, boot, &mut statistics) {
             self.end(Err(error));

@@ -290,6 +290,7 @@ impl Cpu {
         let resuming = self.flags.control & bit::RF != 0;
         let shadowed = self.shadow;
         self.progress.debug = 0;
+        self.progress.interrupted = false;
         if !resuming && let Some(status) = self.code_breakpoint(rip) {
             self.debug.status |= status;
             self.progress.remaining -= 1;
@@ -318,7 +319,7 @@ impl Cpu {
                 }
                 let mut status = std::mem::take(&mut self.progress.debug);
                 // MOV SS and POP SS hold a single step off as they do interrupts; STI does not.
-                if traced && (!self.shadow || sti) {
+                if traced && (!self.shadow || sti) && !self.progress.interrupted {
                     status |= 1 << 14;
                 }
                 if status != 0 {

@@ -37,6 +37,8 @@ pub(crate) struct Progress {
     pub(crate) stepping: bool,
     /// Debug conditions that the current instruction has met: bits of DR6.
     pub(crate) debug: u64,
+    /// The current instruction was a software interrupt, which takes its own single step along.
+    pub(crate) interrupted: bool,
     /// Mixed into the tags of the jump cache.
     mode: u64,
     /// Base of the code segment.
@@ -63,6 +65,7 @@ impl Default for Progress {
             entry: 0,
             stepping: false,
             debug: 0,
+            interrupted: false,
             mode: 0,
             code_base: 0,
             jumps: Box::new([Jump { tag: NO_JUMP, block: None }; JUMPS]),

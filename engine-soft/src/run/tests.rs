@@ -189,6 +189,15 @@ fn single_steps_come_after_each_instruction() {
 }
 
 #[test]
+fn a_software_interrupt_is_not_stepped_into() {
+    let mut cpu = with_handlers();
+    cpu.flags.control |= bit::TF;
+    assert_eq!(cpu.run_code(&[0xCD, 0x50], 1), Stop::Budget);
+    assert_eq!((cpu.rip(), stacked(&cpu, 0)), (handler(0x50), CODE + 2));
+    assert_eq!(stacked(&cpu, 2) & bit::TF, bit::TF);
+}
+
+#[test]
 fn instruction_breakpoints_come_before_and_data_breakpoints_after() {
     let mut cpu = with_handlers();
     cpu.debug.address = [CODE + 1, DATA + 4, 0, 0];

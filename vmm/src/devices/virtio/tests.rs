@@ -2,6 +2,7 @@
 
 use std::io::Write;
 
+use proptest::prelude::*;
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -277,6 +278,46 @@ fn a_driver_must_be_modern_and_modest() {
         }
         driver.set(0x70, 11);
         assert_eq!(driver.get(0x70), 3, "{features:#x}");
+    }
+}
+
+/// An address that a hostile driver might try: near what exists, and anywhere.
+fn address() -> impl Strategy<Value = u64> {
+    prop_oneof![DATA..DATA + 0x3000, DESCRIPTORS..USED + 0x1000, 64 * MIB - 600..64 * MIB + 600, any::<u64>()]
+}
+
+fn descriptor() -> impl Strategy<Value = Descriptor> {
+    let length = prop_oneof![0..2000_u32, any::<u32>()];
+    (address(), length, 0..8_u16, prop_oneof![0..8_u16, any::<u16>()])
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_lies_in_the_rings_the_device_survives_and_a_reset_helps(
+        table in prop::collection::vec(descriptor(), 1..8),
+        indirect in prop::collection::vec(descriptor(), 1..8),
+        heads in prop::collection::vec(prop_oneof![0..8_u16, any::<u16>()], 1..8),
+        ahead in prop_oneof![0..8_u16, any::<u16>()],
+        kind in 0..10_u32,
+    ) {
+        let (file, mut driver) = disk(MIB, false);
+        driver.describe(DESCRIPTORS, &table);
+        driver.describe(DATA + 0x1000, &indirect);
+        driver.memory.write_obj(kind, GuestAddress(DATA)).unwrap();
+        for (n, head) in (0..).zip(&heads) {
+            driver.memory.write_obj(*head, GuestAddress(AVAILABLE + 4 + 2 * n)).unwrap();
+        }
+        driver.memory.write_obj(ahead, GuestAddress(AVAILABLE + 2)).unwrap();
+        driver.set(0x50, 0);
+        prop_assert_eq!(file.as_file().metadata().unwrap().len(), MIB, "the file keeps its size");
+        driver.given = 0;
+        driver.memory.write_obj(0_u32, GuestAddress(AVAILABLE)).unwrap();
+        driver.memory.write_obj(0_u32, GuestAddress(USED)).unwrap();
+        let mut driver = driver.start();
+        prop_assert!(!driver.broken());
+        prop_assert_eq!(driver.block(4, 0, 0), VIRTIO_BLK_S_OK);
     }
 }
 
