@@ -119,7 +119,7 @@ pub struct RunArgs {
     /// Where --exec and --script keep what the guest writes to its console. [default: nowhere]
     #[arg(long, value_name = "FILE")]
     pub console: Option<PathBuf>,
-    /// Stop after so long (host time: 90, 90s, 5m).
+    /// Stop the guest after so long (host time: 90, 90s, 5m).
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub timeout: Option<std::time::Duration>,
     /// What to do with the DIMMs in the guest.

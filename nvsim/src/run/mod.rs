@@ -54,7 +54,7 @@ pub fn run(args: RunArgs) -> Result<ExitCode> {
     if let Some(limit) = args.timeout {
         let remote = remote.clone();
         std::thread::spawn(move || {
-            std::thread::sleep(limit.saturating_sub(started.elapsed()));
+            std::thread::sleep(limit);
             remote.stop(StopReason::Timeout);
         });
     }
