@@ -28,6 +28,8 @@ pub mod bit {
     pub const ID: u64 = 1 << 21;
     /// The six status flags.
     pub const STATUS: u64 = CF | PF | AF | ZF | SF | OF;
+    /// All others that exist, but the one that is always set.
+    pub const CONTROL: u64 = TF | IF | DF | IOPL | NT | RF | VM | AC | VIF | VIP | ID;
 }
 
 /// The register.
@@ -79,18 +81,7 @@ impl Flags {
 
     /// Replaces everything.
     pub fn set(&mut self, rflags: u64) {
-        const CONTROL: u64 = bit::TF
-            | bit::IF
-            | bit::DF
-            | bit::IOPL
-            | bit::NT
-            | bit::RF
-            | bit::VM
-            | bit::AC
-            | bit::VIF
-            | bit::VIP
-            | bit::ID;
-        self.control = rflags & CONTROL;
+        self.control = rflags & bit::CONTROL;
         self.set_status(rflags);
     }
 

@@ -14,19 +14,7 @@ use crate::mmu::canonical;
 use crate::msr;
 
 /// RFLAGS bits that exist.
-const RFLAGS: u64 = bit::STATUS
-    | bit::FIXED
-    | bit::TF
-    | bit::IF
-    | bit::DF
-    | bit::IOPL
-    | bit::NT
-    | bit::RF
-    | bit::VM
-    | bit::AC
-    | bit::VIF
-    | bit::VIP
-    | bit::ID;
+const RFLAGS: u64 = bit::STATUS | bit::FIXED | bit::CONTROL;
 const EFER: u64 = control::EFER_SCE | control::EFER_LME | control::EFER_LMA | control::EFER_NXE;
 /// Attribute bits of a segment that mean something.
 const ATTRIBUTES: u32 = 0xF0FF | Segment::UNUSABLE;

@@ -26,7 +26,7 @@ pub struct Told {
 pub struct Control {
     session: HostSession,
     told: Arc<Mutex<Told>>,
-    /// Called at the first hello: the boot's end for whoever measures.
+    /// Whether the agent's messages for the user appear on standard error.
     notes: bool,
 }
 
