@@ -14,6 +14,7 @@ use crate::modules::Strip;
 use crate::origin::Origin;
 use crate::progress::{Progress, Total};
 use crate::recipe::{KernelSpec, Recipe};
+use crate::source::{KernelBuild, SourceKernel};
 use crate::store::{Store, write_atomically};
 use crate::{libraries, skeleton};
 
@@ -24,6 +25,13 @@ pub(crate) const MODULE_LIST: &str = "/etc/nvsim/modules";
 #[derive(Debug, Serialize, Deserialize)]
 struct Resolution {
     packages: Vec<Package>,
+}
+
+/// How far a build has come.
+enum Step {
+    Done(Image),
+    /// This kernel has to be there first.
+    Kernel(KernelBuild),
 }
 
 impl Store {
@@ -39,7 +47,21 @@ impl Store {
 
     /// Builds the image of a recipe, or finds that nothing has changed. `agent` is the program that runs as init.
     pub fn build(&self, recipe: &Recipe, agent: &[u8], progress: &dyn Progress) -> Result<Image> {
-        let _lock = self.lock(progress)?;
+        loop {
+            let lock = self.lock(progress)?;
+            self.sweep();
+            match self.build_locked(recipe, agent, progress)? {
+                Step::Done(image) => return Ok(image),
+                // It takes minutes, in which others may use the store.
+                Step::Kernel(kernel) => {
+                    drop(lock);
+                    kernel.run(progress)?;
+                }
+            }
+        }
+    }
+
+    fn build_locked(&self, recipe: &Recipe, agent: &[u8], progress: &dyn Progress) -> Result<Step> {
         let packages = self.root().join("packages");
         let apt = Apt::open(&self.root().join("apt"), &packages, recipe.archive.as_deref())?;
         apt.update(self.max_age, progress)?;
@@ -52,11 +74,20 @@ impl Store {
             let id = identity(&recipe_hash, agent, &packages);
             if let Ok(image) = Image::open(&recipe.name, &self.images().join(&id)) {
                 self.name(&recipe.name, &id)?;
-                return Ok(image);
+                return Ok(Step::Done(image));
             }
         }
 
-        let contents = Contents::gather(self, recipe, agent, &apt, progress)?;
+        let kernel = match &recipe.kernel {
+            KernelSpec::Package { package } => Origin::package(package, &apt, progress)?,
+            KernelSpec::Source { source, .. } => {
+                match self.kernel_from_source(source, recipe.series()?, &apt, progress)? {
+                    SourceKernel::Built(kernel) => *kernel,
+                    SourceKernel::Missing(kernel) => return Ok(Step::Kernel(kernel)),
+                }
+            }
+        };
+        let contents = Contents::gather(kernel, recipe, agent, &apt, progress)?;
         let id = identity(&recipe_hash, agent, &contents.packages);
         self.write(recipe, [recipe_hash, hash_of(agent)], &id, &contents, progress)?;
         self.name(&recipe.name, &id)?;
@@ -64,7 +95,7 @@ impl Store {
         fs::create_dir_all(&folder).at("create", &folder)?;
         let resolution = Resolution { packages: contents.packages };
         write_atomically(&resolved, &serde_json::to_vec(&resolution).unwrap_or_default())?;
-        Image::open(&recipe.name, &self.images().join(&id))
+        Image::open(&recipe.name, &self.images().join(&id)).map(Step::Done)
     }
 
     /// Writes the image's folder, and renames it into its place when it is whole.
@@ -151,18 +182,12 @@ struct Contents {
 
 impl Contents {
     fn gather(
-        store: &Store,
+        kernel: Origin,
         recipe: &Recipe,
         agent: &[u8],
         apt: &Apt,
         progress: &dyn Progress,
     ) -> Result<Self> {
-        let kernel = match &recipe.kernel {
-            KernelSpec::Package { package } => Origin::package(package, apt, progress)?,
-            KernelSpec::Source { source, .. } => {
-                store.kernel_from_source(source, &recipe.series()?, apt, progress)?
-            }
-        };
         let mut tree = skeleton::tree(agent, "nvsim");
         let mut packages = BTreeMap::new();
         let names: Vec<&str> = recipe.packages.keys().map(String::as_str).collect();

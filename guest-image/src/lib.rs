@@ -14,6 +14,7 @@ mod error;
 mod image;
 mod kernel;
 mod libraries;
+mod lock;
 mod modules;
 mod origin;
 mod own;

@@ -2,6 +2,7 @@
 //!
 //! The source is unpacked and patched in a folder of the cache, configured from `make tinyconfig` and the series' fragment,
 //! and built there with the host's compiler. What comes of it is kept under the hash of what went in; the folder is not.
+//! A build holds a lock of its own, so that other images can be built meanwhile.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
@@ -12,11 +13,12 @@ use crate::apt::Apt;
 use crate::deb::Deb;
 use crate::error::{At, Error, Result};
 use crate::kernel;
+use crate::lock::Lock;
 use crate::modules::Modules;
 use crate::origin::Origin;
 use crate::progress::{Progress, Total};
 use crate::series::Series;
-use crate::store::Store;
+use crate::store::{Store, leftovers};
 
 /// Changes when kernels are built differently.
 const FORMAT: u32 = 1;
@@ -44,33 +46,34 @@ const SYSTEM_MAP: &str = "System.map";
 const CONFIG: &str = "config";
 const BUILT_IN: &str = "modules.builtin";
 
+/// Begins the name of a folder that a kernel is built in; its key follows.
+const BUILD: &str = ".build-";
+
+/// A kernel that is there, or one that has to be built.
+pub(crate) enum SourceKernel {
+    Built(Box<Origin>),
+    Missing(KernelBuild),
+}
+
 impl Store {
-    /// The kernel of package `name`, patched and configured as `series` says; built unless it was built before.
+    /// The kernel of package `name`, patched and configured as `series` says. The caller holds the store's lock.
     pub(crate) fn kernel_from_source(
         &self,
         name: &str,
-        series: &Series,
+        series: Series,
         apt: &Apt,
         progress: &dyn Progress,
-    ) -> Result<Origin> {
+    ) -> Result<SourceKernel> {
         let package = apt.newest(name)?;
         let mut key = blake3::Hasher::new();
         key.update(&FORMAT.to_le_bytes()).update(package.sha256.as_bytes()).update(series.hash().as_bytes());
-        let kernels = self.root().join("kernels");
-        let place = kernels.join(&key.finalize().to_hex()[..32]);
-        let file = if place.exists() {
-            place.clone()
-        } else {
+        let key = key.finalize().to_hex()[..32].to_owned();
+        let place = self.kernels().join(&key);
+        if !place.exists() {
             check_tools()?;
-            fs::create_dir_all(&kernels).at("create", &kernels)?;
-            let file = apt.fetch(&package, progress)?;
-            let folder = tempfile::Builder::new().prefix(".build-").tempdir_in(&kernels);
-            let folder = folder.at("create a folder in", &kernels)?;
-            let top = Build { folder: folder.path(), log: self.root().join("kernel-build.log"), progress };
-            top.run(&file, series)?;
-            fs::rename(folder.path().join("result"), &place).at("rename", &place)?;
-            file
-        };
+            let package = apt.fetch(&package, progress)?;
+            return Ok(SourceKernel::Missing(KernelBuild { package, series, kernels: self.kernels(), key }));
+        }
         let read = |name: &str| {
             let path = place.join(name);
             fs::read(&path).at("read", &path)
@@ -85,13 +88,65 @@ impl Store {
         let notes = series.names().map(|patch| format!("kernel: patched with {patch}"));
         let notes =
             [format!("kernel: built on this host from {}", package.name)].into_iter().chain(notes).collect();
-        Ok(Origin { package, file, image, release, system_map: Some(read(SYSTEM_MAP)?), modules, notes })
+        let system_map = Some(read(SYSTEM_MAP)?);
+        let origin = Origin { package, file: place, image, release, system_map, modules, notes };
+        Ok(SourceKernel::Built(Box::new(origin)))
+    }
+}
+
+/// Removes the folders of builds that were killed.
+pub(crate) fn sweep(kernels: &Path) {
+    for folder in leftovers(kernels, BUILD) {
+        let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let lock = kernels.join(format!("{}.lock", name.trim_start_matches(BUILD)));
+        if let Ok(Some(_stale)) = Lock::attempt(&lock) {
+            tracing::info!("removing {}, which an interrupted build left behind", folder.display());
+            let _ = fs::remove_dir_all(&folder);
+        }
+    }
+}
+
+/// A kernel to be built.
+#[derive(Debug)]
+pub(crate) struct KernelBuild {
+    /// The source package's file.
+    package: PathBuf,
+    series: Series,
+    /// The store's folder of kernels.
+    kernels: PathBuf,
+    /// Hash of all that goes into it.
+    key: String,
+}
+
+impl KernelBuild {
+    /// Builds it, unless another process does: that one is waited for. The store's lock is not needed.
+    pub(crate) fn run(&self, progress: &dyn Progress) -> Result<()> {
+        let beside = |end: &str| self.kernels.join(format!("{}.{end}", self.key));
+        let task = "Waiting for another nvsim that builds this kernel";
+        let lock = Lock::wait(&beside("lock"), task, progress)?;
+        let place = self.kernels.join(&self.key);
+        if place.exists() {
+            return Ok(());
+        }
+        let folder = self.kernels.join(format!("{BUILD}{}", self.key));
+        if folder.exists() {
+            fs::remove_dir_all(&folder).at("remove", &folder)?;
+        }
+        fs::create_dir(&folder).at("create", &folder)?;
+        let log = beside("log");
+        File::create(&log).at("create", &log)?;
+        let built = Build { folder: &folder, lock: &lock, log, progress }
+            .run(&self.package, &self.series)
+            .and_then(|()| fs::rename(folder.join("result"), &place).at("rename", &place));
+        let removed = fs::remove_dir_all(&folder).at("remove", &folder);
+        built.and(removed)
     }
 }
 
 /// A build in a folder that is thrown away.
 struct Build<'a> {
     folder: &'a Path,
+    lock: &'a Lock,
     log: PathBuf,
     progress: &'a dyn Progress,
 }
@@ -161,7 +216,9 @@ impl Build<'_> {
         let log = File::options().create(true).append(true).open(&self.log).at("open", &self.log)?;
         let errors = log.try_clone().at("open", &self.log)?;
         let mut make = Command::new("make");
-        make.current_dir(top).args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(errors);
+        make.current_dir(top).args(arguments).stdout(Stdio::piped()).stderr(errors);
+        // An empty file; and where nvsim is killed, its make still has the lock as long as it runs.
+        make.stdin(self.lock.share().at("open", self.folder)?);
         // A build that runs under make or cargo is not a part of theirs.
         make.env_remove("MAKEFLAGS").env_remove("MFLAGS").env("LC_ALL", "C").env("ARCH", "x86_64");
         // The same kernel on every host with the same compiler.
@@ -210,4 +267,113 @@ fn check_tools() -> Result<()> {
         purpose: "building a kernel",
         remedy: format!("as root, `apt-get install {}`", missing.join(" ")),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::progress::Silent;
+
+    /// What a kernel's Makefile does, by `bzImage`.
+    fn makefile(bzimage: &str) -> String {
+        format!(
+            "tinyconfig olddefconfig:\n\ttouch .config\n\
+             bzImage:\n\t{bzimage}\n\tmkdir -p arch/x86/boot\n\techo kernel >arch/x86/boot/bzImage\n\
+             \ttouch System.map modules.builtin\n"
+        )
+    }
+
+    /// A source package whose tree is that Makefile.
+    fn package(folder: &Path, makefile: &str) -> PathBuf {
+        let tar = |path: &str, data: &[u8]| {
+            let mut tar = tar::Builder::new(Vec::new());
+            let mut header = tar::Header::new_gnu();
+            header.set_size(data.len() as u64);
+            header.set_mode(0o644);
+            tar.append_data(&mut header, path, data).unwrap();
+            tar.into_inner().unwrap()
+        };
+        let options = lzma_rust2::XzOptions::with_preset(0);
+        let mut source = lzma_rust2::XzWriter::new(Vec::new(), options).unwrap();
+        source.write_all(&tar("linux-source-0/Makefile", makefile.as_bytes())).unwrap();
+        let data = tar("./usr/src/linux-source-0.tar.xz", &source.finish().unwrap());
+        let path = folder.join("source.deb");
+        let mut ar = ar::Builder::new(File::create(&path).unwrap());
+        ar.append(&ar::Header::new(b"data.tar".into(), data.len() as u64), &*data).unwrap();
+        path
+    }
+
+    fn series(folder: &Path) -> Series {
+        fs::write(folder.join("series"), "").unwrap();
+        fs::write(folder.join("config"), "").unwrap();
+        Series::find("none", folder).unwrap()
+    }
+
+    fn kernel(folder: &Path, key: &str, bzimage: &str) -> KernelBuild {
+        let folder = folder.join(format!("of {key}"));
+        fs::create_dir_all(&folder).unwrap();
+        KernelBuild {
+            package: package(&folder, &makefile(bzimage)),
+            series: series(&folder),
+            kernels: folder.parent().unwrap().join("kernels"),
+            key: key.into(),
+        }
+    }
+
+    #[test]
+    fn two_that_want_one_kernel_build_it_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let count = folder.path().join("count");
+        let build = kernel(folder.path(), "one", &format!("echo >>{}; sleep 0.3", count.display()));
+        std::thread::scope(|scope| {
+            let both = [(); 2].map(|()| scope.spawn(|| build.run(&Silent)));
+            both.into_iter().for_each(|one| one.join().unwrap().unwrap());
+        });
+        assert_eq!(fs::read(&count).unwrap(), b"\n");
+        assert_eq!(fs::read(folder.path().join("kernels/one").join(IMAGE)).unwrap(), b"kernel\n");
+        assert_eq!(leftovers(&build.kernels, "."), Vec::<PathBuf>::new());
+    }
+
+    #[test]
+    fn two_kernels_are_built_side_by_side_and_leave_the_store_free() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = |name: &str| folder.path().join(name);
+        // Each waits for the other, so one after the other would never end.
+        let meet = |mine: &str, other: &str| {
+            let (mine, other) = (place(mine), place(other));
+            format!("touch {}; while ! test -e {}; do sleep 0.02; done", mine.display(), other.display())
+        };
+        let store = Store::new(folder.path());
+        let a = kernel(folder.path(), "a", &meet("a", "b"));
+        let b = kernel(folder.path(), "b", &meet("b", "go"));
+        std::thread::scope(|scope| {
+            let both = [&a, &b].map(|one| scope.spawn(|| one.run(&Silent)));
+            let since = Instant::now();
+            while !(place("a").exists() && place("b").exists()) {
+                assert!(since.elapsed() < Duration::from_secs(20), "they do not run side by side");
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            drop(store.lock(&Silent).unwrap());
+            sweep(&store.kernels());
+            fs::write(place("go"), "").unwrap();
+            both.into_iter().for_each(|one| one.join().unwrap().unwrap());
+        });
+    }
+
+    #[test]
+    fn what_a_killed_build_left_is_removed_and_a_failed_one_leaves_its_log() {
+        let folder = tempfile::tempdir().unwrap();
+        let build = kernel(folder.path(), "bad", "echo the reason; false");
+        for key in ["bad", "gone"] {
+            fs::create_dir_all(build.kernels.join(format!("{BUILD}{key}/source"))).unwrap();
+        }
+        let error = build.run(&Silent).unwrap_err().to_string();
+        assert!(error.contains("make") && error.contains("the reason"), "{error}");
+        assert!(fs::read_to_string(build.kernels.join("bad.log")).unwrap().contains("the reason"));
+        sweep(&build.kernels);
+        assert_eq!(leftovers(&build.kernels, "."), Vec::<PathBuf>::new());
+    }
 }

@@ -7,19 +7,22 @@
 //! resolved/KEY.json which packages a recipe came to, by recipe and package lists
 //! images/ID/        kernel vmlinux initramfs manifest.json
 //! names/NAME        link to ../images/ID
-//! lock              held while anything is written
+//! kernels/KEY/      kernels built from source, each with KEY.lock, which its build holds, and KEY.log
+//! lock              held while anything else is written
 //! ```
 //!
-//! Whatever is written is written beside its place and renamed into it.
+//! Whatever is written is written beside its place, under a name that begins with a dot, and renamed into it. What a killed
+//! process left under such a name is removed by the next that builds.
 
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::error::{At, Error, Result};
 use crate::image::{Image, Manifest};
 use crate::kernel::Kernel;
-use crate::progress::{Progress, Silent, Total};
+use crate::lock::Lock;
+use crate::progress::{Progress, Silent};
 use crate::recipe::nearest;
 
 /// The cache of images.
@@ -29,10 +32,6 @@ pub struct Store {
     /// Package lists older than this are refreshed by a build.
     pub max_age: Duration,
 }
-
-/// Released when dropped.
-#[derive(Debug)]
-pub(crate) struct Lock(#[expect(dead_code, reason = "closing the file releases the lock")] File);
 
 impl Store {
     /// The store below `root`, which is made when something is built.
@@ -101,16 +100,22 @@ impl Store {
 
     /// Waits until no other process writes to the store.
     pub(crate) fn lock(&self, progress: &dyn Progress) -> Result<Lock> {
-        fs::create_dir_all(&self.root).at("create", &self.root)?;
-        let path = self.root.join("lock");
-        let file = File::create(&path).at("create", &path)?;
-        use rustix::fs::{FlockOperation, flock};
-        if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
-            progress.started("Waiting for another nvsim", Total::Unknown);
-            flock(&file, FlockOperation::LockExclusive).map_err(std::io::Error::from).at("lock", &path)?;
-            progress.finished();
+        Lock::wait(&self.root.join("lock"), "Waiting for another nvsim", progress)
+    }
+
+    /// Removes what killed processes left half-written. The caller holds the store's lock.
+    pub(crate) fn sweep(&self) {
+        for folder in [self.images(), self.root.join("packages")] {
+            for path in leftovers(&folder, ".") {
+                tracing::info!("removing {}, which an interrupted build left behind", path.display());
+                let _ = fs::remove_dir_all(&path).or_else(|_| fs::remove_file(&path));
+            }
         }
-        Ok(Lock(file))
+        crate::source::sweep(&self.kernels());
+    }
+
+    pub(crate) fn kernels(&self) -> PathBuf {
+        self.root.join("kernels")
     }
 
     pub(crate) fn images(&self) -> PathBuf {
@@ -162,6 +167,13 @@ impl Store {
 /// Whether `name` is a file name of its own, not a way out of the folder.
 fn plain(name: &str) -> bool {
     !name.is_empty() && !name.starts_with('.') && !name.contains('/')
+}
+
+/// Files and folders in `folder` whose name begins with `prefix`.
+pub(crate) fn leftovers(folder: &Path, prefix: &str) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let left = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(prefix));
+    left.map(|entry| entry.path()).collect()
 }
 
 /// Writes a file that appears whole or not at all.
@@ -218,6 +230,20 @@ mod tests {
         store.remove("dax").unwrap();
         assert!(!store.images().join("two").exists());
         assert!(store.open("mine").is_ok());
+    }
+
+    #[test]
+    fn what_a_killed_build_left_is_swept() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::new(folder.path());
+        image(&store, "dax", "one");
+        let left = [store.images().join(".new-1"), store.root().join("packages/.fetch-2")];
+        for path in &left {
+            fs::create_dir_all(path.join("inside")).unwrap();
+        }
+        store.sweep();
+        assert!(left.iter().all(|path| !path.exists()));
+        store.open("dax").unwrap().verify().unwrap();
     }
 
     #[test]
