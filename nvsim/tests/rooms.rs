@@ -7,11 +7,12 @@ use serde_json::Value;
 
 /// Each room with all that it may use. A room further down never knows one further up; only `vmm` knows both an engine
 /// and the medium.
-const ARROWS: [(&str, &[&str]); 8] = [
-    ("nvsim", &["vmm", "guest-image", "guest-agent", "engine"]),
+const ARROWS: [(&str, &[&str]); 9] = [
+    ("nvsim", &["vmm", "guest-image", "guest-agent", "engine", "trace"]),
     ("guest-image", &[]),
     ("guest-agent", &[]),
-    ("vmm", &["engine", "engine-kvm", "engine-soft", "nvdimm-model"]),
+    ("vmm", &["engine", "engine-kvm", "engine-soft", "nvdimm-model", "trace"]),
+    ("trace", &["nvdimm-model"]),
     ("engine-kvm", &["engine"]),
     ("engine-soft", &["engine"]),
     ("engine", &[]),

@@ -1,0 +1,97 @@
+//! Chunks: a header of 32 bytes, then the payload, compressed with LZ4 where that helps.
+//!
+//! | offset | bytes | |
+//! |---|---|---|
+//! | 0 | 1 | tag |
+//! | 1 | 1 | 1 if compressed |
+//! | 2 | 2 | 0 |
+//! | 4 | 4 | bytes of the payload in the file |
+//! | 8 | 4 | bytes of the payload |
+//! | 12 | 4 | number of the chunk |
+//! | 16 | 16 | BLAKE3 of the 16 bytes before and the payload in the file, cut to its first half |
+
+use std::io::{self, Read};
+
+/// Bytes before the payload.
+pub const HEADER: usize = 32;
+/// A writer begins a new chunk after so many bytes.
+pub const FULL: usize = 256 << 10;
+/// No payload is longer: a reader of a foreign file is not made to fill its memory.
+pub const MAX: usize = 4 << 20;
+
+/// Which chunk.
+pub mod tag {
+    pub const HEADER: u8 = b'H';
+    pub const BLOCKS: u8 = b'B';
+    pub const START: u8 = b'S';
+    pub const EVENTS: u8 = b'E';
+    pub const END: u8 = b'Z';
+}
+
+/// Why a chunk is none.
+#[derive(Debug)]
+pub enum Refusal {
+    Io(io::Error),
+    /// Nothing, or not enough, is left.
+    Short,
+    Damaged(&'static str),
+}
+
+/// The bytes of a chunk.
+pub fn seal(tag: u8, number: u32, payload: &[u8], out: &mut Vec<u8>) {
+    let packed = lz4_flex::block::compress(payload);
+    let (compressed, stored) = if packed.len() < payload.len() { (1, &packed[..]) } else { (0, payload) };
+    out.clear();
+    out.extend([tag, compressed, 0, 0]);
+    for word in [stored.len() as u32, payload.len() as u32, number] {
+        out.extend(word.to_le_bytes());
+    }
+    let sum = checksum(out, stored);
+    out.extend(sum);
+    out.extend_from_slice(stored);
+}
+
+fn checksum(head: &[u8], stored: &[u8]) -> [u8; 16] {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(head).update(stored);
+    let mut sum = [0; 16];
+    sum.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
+    sum
+}
+
+/// Reads the next chunk: its tag, and how many bytes it has in the file. `payload` is replaced.
+pub fn open(from: &mut impl Read, number: u32, payload: &mut Vec<u8>) -> Result<(u8, u64), Refusal> {
+    let mut head = [0; HEADER];
+    fill(from, &mut head)?;
+    let word = |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
+    let (stored_len, len) = (word(4) as usize, word(8) as usize);
+    if stored_len > len || len > MAX || head[1] > 1 || (head[1] == 0 && stored_len != len) {
+        return Err(Refusal::Damaged("its length cannot be"));
+    }
+    let mut stored = vec![0; stored_len];
+    fill(from, &mut stored)?;
+    if checksum(&head[..16], &stored) != head[16..] {
+        return Err(Refusal::Damaged("its checksum is wrong"));
+    }
+    if word(12) != number {
+        return Err(Refusal::Damaged("a chunk is missing or out of place"));
+    }
+    if head[1] == 1 {
+        payload.resize(len, 0);
+        let unpacked = lz4_flex::block::decompress_into(&stored, payload);
+        if unpacked.ok() != Some(len) {
+            return Err(Refusal::Damaged("it cannot be decompressed"));
+        }
+    } else {
+        *payload = stored;
+    }
+    Ok((head[0], (HEADER + stored_len) as u64))
+}
+
+/// Fills all of `bytes`.
+pub fn fill(from: &mut impl Read, bytes: &mut [u8]) -> Result<(), Refusal> {
+    from.read_exact(bytes).map_err(|error| match error.kind() {
+        io::ErrorKind::UnexpectedEof => Refusal::Short,
+        _ => Refusal::Io(error),
+    })
+}

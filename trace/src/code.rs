@@ -1,0 +1,424 @@
+//! How events stand in a chunk: a byte of kind and flags, then what is not as in the event before. Numbers are in base 128,
+//! low digits first; differences are zigzag-coded.
+//!
+//! Two kinds are no events but hold for those that follow: the number of the call chain, and how far guest time is ahead
+//! of the count of instructions.
+
+use nvdimm_model::medium::{FenceKind, FlushKind, StoreKind};
+
+use crate::{Area, Event, Kind};
+
+/// Flags of the first byte, above four bits of kind.
+mod flag {
+    /// The vCPU is that of the event before.
+    pub const VCPU: u8 = 0x10;
+    /// The instruction pointer is where this vCPU was last.
+    pub const RIP: u8 = 0x20;
+    /// The instruction count is that of the event before.
+    pub const INSTRUCTION: u8 = 0x40;
+    /// The address is where the last access ended.
+    pub const ADDRESS: u8 = 0x80;
+}
+
+/// Kinds.
+mod kind {
+    pub const CACHED: u8 = 0;
+    pub const LOCKED: u8 = 1;
+    pub const NON_TEMPORAL: u8 = 2;
+    pub const DIRECT: u8 = 3;
+    pub const STRING: u8 = 4;
+    pub const DEVICE: u8 = 5;
+    pub const CLFLUSH: u8 = 6;
+    pub const CLFLUSHOPT: u8 = 7;
+    pub const CLWB: u8 = 8;
+    pub const FENCE: u8 = 9;
+    pub const LOAD: u8 = 10;
+    pub const HINT: u8 = 11;
+    pub const MARK: u8 = 12;
+    pub const OTHER: u8 = 13;
+    pub const CHAIN: u8 = 14;
+    pub const AHEAD: u8 = 15;
+}
+
+/// Kinds behind [`kind::OTHER`].
+mod other {
+    pub const WRITE_BACK: u8 = 0;
+    pub const DROP: u8 = 1;
+    pub const RESET: u8 = 2;
+    pub const CALL: u8 = 3;
+    pub const LABELS: u8 = 4;
+    pub const STATE: u8 = 5;
+}
+
+const FENCES: [FenceKind; 6] = [
+    FenceKind::Sfence,
+    FenceKind::Mfence,
+    FenceKind::Lfence,
+    FenceKind::Locked,
+    FenceKind::FailedCmpxchg,
+    FenceKind::Serialising,
+];
+
+/// What the next event is told apart from.
+#[derive(Debug, Clone)]
+struct Before {
+    vcpu: u8,
+    instruction: u64,
+    ahead: u64,
+    chain: u32,
+    /// Where the last access ended.
+    address: u64,
+    /// By vCPU.
+    rips: Box<[u64; 256]>,
+}
+
+impl Before {
+    fn start() -> Self {
+        Self { vcpu: 0, instruction: 0, ahead: 0, chain: 0, address: 0, rips: Box::new([0; 256]) }
+    }
+}
+
+/// Codes events into a chunk.
+#[derive(Debug)]
+pub struct Encoder {
+    pub bytes: Vec<u8>,
+    before: Before,
+}
+
+/// A kind with the address that it concerns, and how many bytes there.
+fn of(event: &Kind<'_>) -> (u8, Option<(u64, u64)>) {
+    match *event {
+        Kind::Store { address, data, kind } => {
+            let kind = match kind {
+                StoreKind::Cached => kind::CACHED,
+                StoreKind::Locked => kind::LOCKED,
+                StoreKind::NonTemporal => kind::NON_TEMPORAL,
+                StoreKind::Direct64 => kind::DIRECT,
+                StoreKind::String(_) => kind::STRING,
+                StoreKind::Device => kind::DEVICE,
+            };
+            (kind, Some((address, data.len() as u64)))
+        }
+        Kind::Flush { address, kind } => {
+            let kind = match kind {
+                FlushKind::Clflush => kind::CLFLUSH,
+                FlushKind::Clflushopt => kind::CLFLUSHOPT,
+                FlushKind::Clwb => kind::CLWB,
+            };
+            // Lines are flushed one after the other.
+            (kind, Some((address, nvdimm_model::geometry::LINE)))
+        }
+        Kind::Load { address, len } => (kind::LOAD, Some((address, len.into()))),
+        Kind::Fence(_) => (kind::FENCE, None),
+        Kind::Hint { .. } => (kind::HINT, None),
+        Kind::Mark(_) => (kind::MARK, None),
+        Kind::WriteBackAll | Kind::DropAll | Kind::Reset | Kind::Call { .. } | Kind::Meta { .. } => {
+            (kind::OTHER, None)
+        }
+    }
+}
+
+impl Encoder {
+    pub fn new() -> Self {
+        Self { bytes: Vec::new(), before: Before::start() }
+    }
+
+    /// Gives the coded events and begins anew.
+    pub fn take(&mut self) -> Vec<u8> {
+        self.before = Before::start();
+        std::mem::take(&mut self.bytes)
+    }
+
+    /// Appends an event. The caller has seen to it that data and names are not too long.
+    pub fn event(&mut self, event: &Event<'_>) {
+        let ahead = event.time.wrapping_sub(event.instruction);
+        if event.chain != self.before.chain {
+            self.bytes.push(kind::CHAIN);
+            self.number(event.chain.into());
+            self.before.chain = event.chain;
+        }
+        if ahead != self.before.ahead {
+            self.bytes.push(kind::AHEAD);
+            self.difference(ahead, self.before.ahead);
+            self.before.ahead = ahead;
+        }
+        let (kind, target) = of(&event.kind);
+        let rip = self.before.rips[usize::from(event.vcpu)];
+        let same_address = target.is_none_or(|(address, _)| address == self.before.address);
+        let flags = [
+            (event.vcpu == self.before.vcpu, flag::VCPU),
+            (event.rip == rip, flag::RIP),
+            (event.instruction == self.before.instruction, flag::INSTRUCTION),
+            (same_address, flag::ADDRESS),
+        ];
+        let set = |flag: u8| flags.iter().any(|&(on, which)| on && which == flag);
+        let first = flags.iter().filter(|(on, _)| *on).fold(kind, |byte, (_, flag)| byte | flag);
+        self.bytes.push(first);
+        if !set(flag::VCPU) {
+            self.bytes.push(event.vcpu);
+        }
+        if !set(flag::INSTRUCTION) {
+            self.difference(event.instruction, self.before.instruction);
+        }
+        if !set(flag::RIP) {
+            self.difference(event.rip, rip);
+        }
+        if let Some((address, len)) = target {
+            if !set(flag::ADDRESS) {
+                self.difference(address, self.before.address);
+            }
+            self.before.address = address.wrapping_add(len);
+        }
+        self.before.vcpu = event.vcpu;
+        self.before.instruction = event.instruction;
+        self.before.rips[usize::from(event.vcpu)] = event.rip;
+        self.rest(&event.kind);
+    }
+
+    /// What only this kind has.
+    fn rest(&mut self, kind: &Kind<'_>) {
+        match *kind {
+            Kind::Store { data, kind, .. } => {
+                if let StoreKind::String(element) = kind {
+                    self.bytes.push(element);
+                }
+                self.data(data);
+            }
+            Kind::Flush { .. } => {}
+            Kind::Fence(fence) => {
+                self.bytes.push(FENCES.iter().position(|&known| known == fence).unwrap_or_default() as u8);
+            }
+            Kind::Load { len, .. } => self.number(len.into()),
+            Kind::Hint { dimm } => self.bytes.push(dimm),
+            Kind::Mark(name) => self.data(name.as_bytes()),
+            Kind::WriteBackAll => self.bytes.push(other::WRITE_BACK),
+            Kind::DropAll => self.bytes.push(other::DROP),
+            Kind::Reset => self.bytes.push(other::RESET),
+            Kind::Call { handle, function } => {
+                self.bytes.push(other::CALL);
+                self.number(handle.into());
+                self.number(function.into());
+            }
+            Kind::Meta { dimm, area, offset, data } => {
+                self.bytes.push(if area == Area::Labels { other::LABELS } else { other::STATE });
+                self.bytes.push(dimm);
+                self.number(offset);
+                self.data(data);
+            }
+        }
+    }
+
+    /// Appends a new call chain; its number is that of the chains before it, and one.
+    pub fn chain(&mut self, frames: &[u64]) {
+        self.bytes.push(kind::CHAIN | flag::VCPU);
+        self.number(frames.len() as u64);
+        let mut before = 0;
+        for &frame in frames {
+            self.difference(frame, before);
+            before = frame;
+        }
+    }
+
+    fn data(&mut self, data: &[u8]) {
+        self.number(data.len() as u64);
+        self.bytes.extend_from_slice(data);
+    }
+
+    fn difference(&mut self, value: u64, before: u64) {
+        let difference = value.wrapping_sub(before) as i64;
+        self.number((difference << 1 ^ difference >> 63) as u64);
+    }
+
+    fn number(&mut self, mut value: u64) {
+        while value >= 0x80 {
+            self.bytes.push(value as u8 | 0x80);
+            value >>= 7;
+        }
+        self.bytes.push(value as u8);
+    }
+}
+
+/// Reads the events of a chunk.
+#[derive(Debug)]
+pub struct Decoder {
+    bytes: Vec<u8>,
+    at: usize,
+    before: Before,
+}
+
+/// A chunk's bytes are no events.
+#[derive(Debug)]
+pub struct Nonsense;
+
+type Decoded<T> = Result<T, Nonsense>;
+
+impl Decoder {
+    pub fn new(bytes: Vec<u8>) -> Self {
+        Self { bytes, at: 0, before: Before::start() }
+    }
+
+    /// Takes what holds for the next events; new chains go to `chains`. Gives whether an event follows.
+    pub fn settle(&mut self, chains: &mut Vec<Box<[u64]>>) -> Decoded<bool> {
+        while let Some(&first) = self.bytes.get(self.at) {
+            match first {
+                kind::CHAIN => {
+                    self.at += 1;
+                    let chain = u32::try_from(self.number()?).map_err(|_| Nonsense)?;
+                    if chain as usize > chains.len() {
+                        return Err(Nonsense);
+                    }
+                    self.before.chain = chain;
+                }
+                kind::AHEAD => {
+                    self.at += 1;
+                    self.before.ahead = self.difference(self.before.ahead)?;
+                }
+                first if first == kind::CHAIN | flag::VCPU => {
+                    self.at += 1;
+                    chains.push(self.frames()?);
+                }
+                _ => return Ok(true),
+            }
+        }
+        Ok(false)
+    }
+
+    fn frames(&mut self) -> Decoded<Box<[u64]>> {
+        let count = self.number()?;
+        // Each has a byte at least.
+        if count > (self.bytes.len() - self.at) as u64 {
+            return Err(Nonsense);
+        }
+        let mut frames = Vec::with_capacity(count as usize);
+        let mut before = 0;
+        for _ in 0..count {
+            before = self.difference(before)?;
+            frames.push(before);
+        }
+        Ok(frames.into())
+    }
+
+    /// The event that [`Decoder::settle`] has announced.
+    pub fn event(&mut self) -> Decoded<Event<'_>> {
+        let first = self.byte()?;
+        let has = |flag: u8| first & flag != 0;
+        let vcpu = if has(flag::VCPU) { self.before.vcpu } else { self.byte()? };
+        let instruction = if has(flag::INSTRUCTION) {
+            self.before.instruction
+        } else {
+            self.difference(self.before.instruction)?
+        };
+        let rip = self.before.rips[usize::from(vcpu)];
+        let rip = if has(flag::RIP) { rip } else { self.difference(rip)? };
+        self.before.vcpu = vcpu;
+        self.before.instruction = instruction;
+        self.before.rips[usize::from(vcpu)] = rip;
+        let (time, chain) = (instruction.wrapping_add(self.before.ahead), self.before.chain);
+        let kind = self.kind(first & 15, has(flag::ADDRESS))?;
+        Ok(Event { vcpu, instruction, time, rip, chain, kind })
+    }
+
+    fn kind(&mut self, kind: u8, same_address: bool) -> Decoded<Kind<'_>> {
+        if kind <= kind::CLWB || kind == kind::LOAD {
+            let address =
+                if same_address { self.before.address } else { self.difference(self.before.address)? };
+            return self.access(kind, address);
+        }
+        Ok(match kind {
+            kind::FENCE => {
+                let fence = self.byte()?;
+                Kind::Fence(*FENCES.get(usize::from(fence)).ok_or(Nonsense)?)
+            }
+            kind::HINT => Kind::Hint { dimm: self.byte()? },
+            kind::MARK => Kind::Mark(std::str::from_utf8(self.data()?).map_err(|_| Nonsense)?),
+            kind::OTHER => match self.byte()? {
+                other::WRITE_BACK => Kind::WriteBackAll,
+                other::DROP => Kind::DropAll,
+                other::RESET => Kind::Reset,
+                other::CALL => {
+                    let word = |n: u64| u32::try_from(n).map_err(|_| Nonsense);
+                    Kind::Call { handle: word(self.number()?)?, function: word(self.number()?)? }
+                }
+                area @ (other::LABELS | other::STATE) => {
+                    let (dimm, offset) = (self.byte()?, self.number()?);
+                    let area = if area == other::LABELS { Area::Labels } else { Area::State };
+                    Kind::Meta { dimm, area, offset, data: self.data()? }
+                }
+                _ => return Err(Nonsense),
+            },
+            _ => return Err(Nonsense),
+        })
+    }
+
+    /// A kind that has an address.
+    fn access(&mut self, kind: u8, address: u64) -> Decoded<Kind<'_>> {
+        let flush = |kind| Kind::Flush { address, kind };
+        let (flushed, len) = match kind {
+            kind::CLFLUSH => (Some(flush(FlushKind::Clflush)), nvdimm_model::geometry::LINE),
+            kind::CLFLUSHOPT => (Some(flush(FlushKind::Clflushopt)), nvdimm_model::geometry::LINE),
+            kind::CLWB => (Some(flush(FlushKind::Clwb)), nvdimm_model::geometry::LINE),
+            kind::LOAD => {
+                let len = u32::try_from(self.number()?).map_err(|_| Nonsense)?;
+                (Some(Kind::Load { address, len }), len.into())
+            }
+            _ => (None, 0),
+        };
+        if let Some(flushed) = flushed {
+            self.before.address = address.wrapping_add(len);
+            return Ok(flushed);
+        }
+        let kind = match kind {
+            kind::CACHED => StoreKind::Cached,
+            kind::LOCKED => StoreKind::Locked,
+            kind::NON_TEMPORAL => StoreKind::NonTemporal,
+            kind::DIRECT => StoreKind::Direct64,
+            kind::STRING => StoreKind::String(self.byte()?),
+            _ => StoreKind::Device,
+        };
+        let (start, end) = self.stretch()?;
+        self.before.address = address.wrapping_add((end - start) as u64);
+        Ok(Kind::Store { address, data: &self.bytes[start..end], kind })
+    }
+
+    fn data(&mut self) -> Decoded<&[u8]> {
+        let (start, end) = self.stretch()?;
+        Ok(&self.bytes[start..end])
+    }
+
+    /// Where the data lie that come next.
+    fn stretch(&mut self) -> Decoded<(usize, usize)> {
+        let len = usize::try_from(self.number()?).map_err(|_| Nonsense)?;
+        let start = self.at;
+        let end = start.checked_add(len).filter(|&end| end <= self.bytes.len()).ok_or(Nonsense)?;
+        self.at = end;
+        Ok((start, end))
+    }
+
+    fn difference(&mut self, before: u64) -> Decoded<u64> {
+        let coded = self.number()?;
+        let difference = (coded >> 1) as i64 ^ -((coded & 1) as i64);
+        Ok(before.wrapping_add(difference as u64))
+    }
+
+    fn number(&mut self) -> Decoded<u64> {
+        let mut value = 0;
+        for shift in (0..64).step_by(7) {
+            let byte = self.byte()?;
+            let digit = u64::from(byte & 0x7f);
+            if digit << shift >> shift != digit {
+                return Err(Nonsense);
+            }
+            value |= digit << shift;
+            if byte < 0x80 {
+                return Ok(value);
+            }
+        }
+        Err(Nonsense)
+    }
+
+    fn byte(&mut self) -> Decoded<u8> {
+        let byte = *self.bytes.get(self.at).ok_or(Nonsense)?;
+        self.at += 1;
+        Ok(byte)
+    }
+}

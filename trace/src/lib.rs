@@ -1,0 +1,40 @@
+//! The trace of a run: everything that was done to persistent memory, in the order in which it was done, and what the
+//! memory held before. From it alone follows what a power cut at any moment leaves.
+//!
+//! A file is a magic number and a format number, then chunks, each compressed and with a checksum of its own:
+//!
+//! | tag | chunk | |
+//! |---|---|---|
+//! | `H` | [`Header`] | who ran what, on which DIMMs |
+//! | `B` | blocks | the DIMMs' files at the start: each block of 4 KiB that is not zero |
+//! | `S` | start | the hash of each DIMM's file at the start |
+//! | `E` | events | see [`Event`]; coded by difference to the one before, anew in each chunk |
+//! | `Z` | [`End`] | totals; a file without it was cut short |
+//!
+//! So a trace needs no other file, can be written and read as a stream of any length, and one that is cut short or damaged
+//! says where, and is good up to there.
+
+mod chunk;
+mod code;
+mod error;
+mod event;
+mod header;
+mod read;
+#[cfg(test)]
+mod tests;
+mod when;
+mod write;
+
+pub use error::{Error, Result};
+pub use event::{Area, Event, Kind};
+pub use header::{DimmHeader, End, Header, ZoneHeader};
+pub use read::Reader;
+pub use when::{Cutter, Due, Moment, Verdict, When};
+pub use write::Writer;
+
+/// Bytes of a block of a DIMM's file.
+pub const BLOCK: usize = 4096;
+/// The format that this crate writes and reads.
+pub const FORMAT: u32 = 1;
+/// How a trace begins.
+pub const MAGIC: &[u8; 16] = b"nvsim trace\r\n\x1a\0\0";

@@ -1,0 +1,285 @@
+//! What is written is read; what is damaged is told, and good up to there.
+
+use nvdimm_model::medium::{FenceKind, FlushKind, Rules, StoreKind};
+use nvdimm_model::{Domain, Identity, Persistence};
+use proptest::prelude::*;
+
+use super::*;
+
+/// An event that owns its data.
+#[derive(Debug, Clone)]
+struct Owned {
+    at: (u8, u64, u64, u64, u32),
+    kind: u8,
+    address: u64,
+    number: u64,
+    data: Vec<u8>,
+}
+
+impl Owned {
+    fn event(&self) -> Event<'_> {
+        let Self { at: (vcpu, instruction, time, rip, chain), kind, address, number, data } = self;
+        let (address, data, low) = (*address, &data[..], *number as u32);
+        let store = |kind| Kind::Store { address, data, kind };
+        let flush = |kind| Kind::Flush { address, kind };
+        let name = "the mark's name, and some of it";
+        let kind = match kind % 26 {
+            0 | 20.. => store(StoreKind::Cached),
+            1 => store(StoreKind::Locked),
+            2 => store(StoreKind::NonTemporal),
+            3 => store(StoreKind::Direct64),
+            4 => store(StoreKind::String(*number as u8)),
+            5 => store(StoreKind::Device),
+            6 => flush(FlushKind::Clflush),
+            7 => flush(FlushKind::Clflushopt),
+            8 => flush(FlushKind::Clwb),
+            9 => Kind::Fence(FenceKind::Sfence),
+            10 => Kind::Fence(FenceKind::Serialising),
+            11 => Kind::WriteBackAll,
+            12 => Kind::DropAll,
+            13 => Kind::Load { address, len: low },
+            14 => Kind::Hint { dimm: low as u8 },
+            15 => Kind::Call { handle: low, function: !low },
+            16 => Kind::Mark(&name[..data.len().min(name.len())]),
+            17 => Kind::Reset,
+            18 => Kind::Meta { dimm: low as u8, area: Area::Labels, offset: *number, data },
+            _ => Kind::Meta { dimm: low as u8, area: Area::State, offset: *number, data },
+        };
+        Event { vcpu: *vcpu, instruction: *instruction, time: *time, rip: *rip, chain: *chain, kind }
+    }
+}
+
+fn header() -> Header {
+    let dimm = |serial| DimmHeader {
+        name: format!("{serial}.nvd"),
+        identity: Identity::with_serial(serial),
+        persistence: Persistence::honest(Domain::Adr),
+        size: 16 << 20,
+        data: 2 << 20,
+    };
+    let zone = |start, dimms: &[u8]| ZoneHeader {
+        start,
+        end: start + ((16 * dimms.len() as u64) << 20),
+        dimms: dimms.to_vec(),
+    };
+    Header {
+        nvsim: "0.1.0".to_owned(),
+        engine: "soft".to_owned(),
+        vcpus: 2,
+        dimms: vec![dimm(1), dimm(2), dimm(3)],
+        zones: vec![zone(1 << 32, &[1]), zone(5 << 30, &[2, 0])],
+        ..Header::default()
+    }
+}
+
+fn write(events: &[Owned], chains: &[Vec<u64>], blocks: &[(usize, u64, u8)]) -> (Vec<u8>, (u64, u64)) {
+    let mut writer = Writer::new(Vec::new(), &header()).unwrap();
+    for &(dimm, number, fill) in blocks {
+        writer.block(dimm, number, &[fill; BLOCK]).unwrap();
+    }
+    for (n, chain) in chains.iter().enumerate() {
+        assert!(writer.chain(chain).unwrap() as usize <= n + 1);
+    }
+    events.iter().for_each(|owned| writer.event(&owned.event()).unwrap());
+    let coded = writer.coded();
+    let end = End { instruction: 77, outcome: "PowerOff".to_owned(), ..End::default() };
+    (writer.finish(&end).unwrap(), coded)
+}
+
+/// Everything that can be read: blocks and events, as text, and what stopped the reading.
+fn read(bytes: &[u8]) -> (Vec<String>, Option<Error>) {
+    let mut found = Vec::new();
+    let mut reader = match Reader::new(bytes) {
+        Ok(reader) => reader,
+        Err(error) => return (found, Some(error)),
+    };
+    loop {
+        match reader.next_block() {
+            Ok(Some((dimm, number, block))) => found.push(format!("{dimm} {number} {}", block[0])),
+            Ok(None) => break,
+            Err(error) => return (found, Some(error)),
+        }
+    }
+    loop {
+        match reader.next_event() {
+            Ok(Some(event)) => found.push(format!("{event:?}")),
+            Ok(None) => break,
+            Err(error) => return (found, Some(error)),
+        }
+    }
+    assert_eq!(reader.end().map(|end| (end.instruction, &end.outcome[..])), Some((77, "PowerOff")));
+    (found, None)
+}
+
+fn places() -> impl Strategy<Value = (u8, u64, u64, u64, u32)> {
+    let rip = prop_oneof![0xffff_ffff_8000_0000u64..0xffff_ffff_c000_0000, 0x40_0000u64..0x7fff_ffff_ffff];
+    (0u8..3, 0u64..1 << 33, 0u64..1 << 24, rip, 0u32..4)
+        .prop_map(|(vcpu, instruction, idle, rip, chain)| (vcpu, instruction, instruction + idle, rip, chain))
+}
+
+fn owned() -> impl Strategy<Value = Owned> {
+    let data = prop::collection::vec(any::<u8>(), 0..70);
+    (places(), any::<u8>(), 1u64 << 32..1 << 34, any::<u64>(), data)
+        .prop_map(|(at, kind, address, number, data)| Owned { at, kind, address, number, data })
+}
+
+const CHAINS: usize = 3;
+
+fn chains() -> Vec<Vec<u64>> {
+    vec![vec![0xffff_ffff_8123_4567, 0xffff_ffff_8100_0010, 0x40_1000], vec![], vec![1]]
+}
+
+proptest! {
+    #[test]
+    fn what_is_written_is_read(
+        events in prop::collection::vec(owned(), 0..200),
+        blocks in prop::collection::vec((0usize..3, 0u64..1000, 1u8..), 0..80),
+    ) {
+        let (bytes, (coded, data)) = write(&events, &chains(), &blocks);
+        let (found, stopped) = read(&bytes);
+        prop_assert!(stopped.is_none(), "{stopped:?}");
+        let expected = blocks.iter().map(|(d, n, f)| format!("{d} {n} {f}"));
+        let expected: Vec<_> = expected.chain(events.iter().map(|e| format!("{:?}", e.event()))).collect();
+        prop_assert_eq!(found, expected);
+        // Even where no event resembles the one before: two changes of place more than a real run has.
+        prop_assert!(coded - data <= 60 + 36 * events.len() as u64);
+    }
+
+    #[test]
+    fn any_cut_is_told_and_what_came_before_is_whole(
+        events in prop::collection::vec(owned(), 1..50),
+        at in any::<prop::sample::Index>(),
+    ) {
+        let (bytes, _) = write(&events, &chains(), &[(0, 0, 1), (2, 7, 9)]);
+        let (whole, _) = read(&bytes);
+        let cut = at.index(bytes.len());
+        let (found, stopped) = read(&bytes[..cut]);
+        prop_assert!(whole.starts_with(&found));
+        match stopped {
+            Some(Error::CutShort { offset, events }) => {
+                prop_assert!(offset <= cut as u64);
+                prop_assert_eq!(events as usize, found.len().saturating_sub(2));
+            }
+            Some(Error::Foreign) => prop_assert!(cut < 20),
+            other => prop_assert!(false, "{:?}", other),
+        }
+    }
+
+    #[test]
+    fn any_changed_bit_is_told_and_what_came_before_is_whole(
+        events in prop::collection::vec(owned(), 1..50),
+        at in any::<prop::sample::Index>(),
+        bit in 0u8..8,
+    ) {
+        let (mut bytes, _) = write(&events, &chains(), &[(0, 0, 1), (2, 7, 9)]);
+        let (whole, _) = read(&bytes);
+        let at = at.index(bytes.len());
+        bytes[at] ^= 1 << bit;
+        let (found, stopped) = read(&bytes);
+        prop_assert!(whole.starts_with(&found));
+        prop_assert!(stopped.is_some());
+        if let Some(Error::Damaged { offset, .. }) = stopped {
+            prop_assert!(offset <= at as u64);
+        }
+    }
+
+    #[test]
+    fn nonsense_is_refused(mut bytes in prop::collection::vec(any::<u8>(), 0..400), known in any::<bool>()) {
+        if known {
+            bytes.splice(..0, MAGIC.iter().copied().chain(FORMAT.to_le_bytes()));
+        }
+        prop_assert!(read(&bytes).1.is_some());
+    }
+
+    /// A chunk whose checksum is right, but whose events were made by an enemy.
+    #[test]
+    fn events_that_make_no_sense_are_refused_or_read(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+        let mut decoder = code::Decoder::new(bytes);
+        let mut chains = Vec::new();
+        while let Ok(true) = decoder.settle(&mut chains) {
+            if decoder.event().is_err() {
+                break;
+            }
+        }
+    }
+}
+
+#[test]
+fn a_run_of_stores_is_small() {
+    let store = |n: u64| Owned {
+        at: (
+            (n & 1) as u8,
+            1_000_000 + 7 * n,
+            1_500_000 + 7 * n,
+            0xffff_ffff_8100_0000 + n % 5 * 4,
+            (n % 3) as u32,
+        ),
+        kind: 0,
+        address: (1 << 32) + n * 4099 % (64 << 20),
+        number: 0,
+        data: vec![n as u8; 8],
+    };
+    let events: Vec<_> = (0..100_000).map(store).collect();
+    let (_, (coded, data)) = write(&events, &chains(), &[]);
+    assert!(coded - data <= 24 * events.len() as u64, "{} bytes", (coded - data) as f64 / 1e5);
+    let line = |n: u64| Owned { address: (1 << 32) + 8 * n, at: (0, n / 8, n / 8, 0x40_0000, 0), ..store(n) };
+    let events: Vec<_> = (0..100_000).map(line).collect();
+    let (_, (coded, data)) = write(&events, &chains(), &[]);
+    assert!(coded - data <= 3 * events.len() as u64, "{} bytes", (coded - data) as f64 / 1e5);
+}
+
+#[test]
+fn chains_are_kept_once() {
+    let mut writer = Writer::new(Vec::new(), &header()).unwrap();
+    let numbers = [&[1, 2][..], &[3], &[1, 2], &[]].map(|frames| writer.chain(frames).unwrap());
+    assert_eq!(numbers, [1, 2, 1, 3]);
+    let event = Event { vcpu: 0, instruction: 0, time: 0, rip: 0, chain: 2, kind: Kind::Mark("m") };
+    writer.event(&event).unwrap();
+    assert!(matches!(
+        writer.event(&Event { chain: CHAINS as u32 + 1, ..event }),
+        Err(Error::TooLarge { .. })
+    ));
+    let bytes = writer.finish(&End::default()).unwrap();
+    let mut reader = Reader::new(&bytes[..]).unwrap();
+    assert_eq!(reader.next_event().unwrap(), Some(event));
+    assert_eq!((reader.chain(1), reader.chain(2), reader.chain(3)), (&[1, 2][..], &[3][..], &[][..]));
+    assert_eq!((reader.chain(0), reader.chain(9)), (&[][..], &[][..]));
+}
+
+#[test]
+fn a_trace_larger_than_a_chunk_is_a_stream() {
+    let store = Owned { at: (0, 0, 0, 0, 0), kind: 2, address: 1 << 32, number: 0, data: vec![7; 60_000] };
+    let events = vec![store; 100];
+    let (bytes, _) = write(&events, &[], &[]);
+    // Every chunk but the first few tells its own tale.
+    let (found, stopped) = read(&bytes[..bytes.len() / 2]);
+    assert!(matches!(stopped, Some(Error::CutShort { .. })));
+    assert!((10..90).contains(&found.len()), "{}", found.len());
+}
+
+#[test]
+fn other_formats_are_named() {
+    let (mut bytes, _) = write(&[], &[], &[]);
+    bytes[16] = 9;
+    assert!(matches!(Reader::new(&bytes[..]), Err(Error::Version { found: 9 })));
+    assert!(matches!(Reader::new(&b"something else, longer than a header"[..]), Err(Error::Foreign)));
+}
+
+#[test]
+fn addresses_and_places_in_files_agree_with_the_medium() {
+    let header = header();
+    assert_eq!(header.place((1 << 32) + 5), Some((1, (2 << 20) + 5)));
+    assert_eq!(header.place((5 << 30) + (2 << 20) + 7), Some((0, (2 << 20) + 7)));
+    assert_eq!(header.place((5 << 30) + (4 << 20) + 7), Some((2, (4 << 20) + 7)));
+    assert_eq!(header.place((1 << 32) - 1), None);
+    assert_eq!(header.place((1 << 32) + (16 << 20)), None);
+    for address in [1 << 32, (5 << 30) + 12345, (5 << 30) + (32 << 20) - 1, (5 << 30) + (11 << 20)] {
+        let (dimm, offset) = header.place(address).unwrap();
+        assert_eq!(header.address(dimm, offset - (2 << 20)), Some(address));
+    }
+    assert_eq!(header.address(1, 16 << 20), None);
+    let mut medium = header.medium(Rules::default());
+    let store = Kind::Store { address: 1 << 32, data: &[1], kind: StoreKind::Cached };
+    medium.apply(0, store.operation().unwrap()).unwrap();
+    assert_eq!(medium.undecided()[0].dimm, 1);
+}

@@ -1,0 +1,208 @@
+//! Writing a trace.
+
+use std::collections::HashMap;
+use std::io::Write;
+
+use crate::chunk::{self, tag};
+use crate::code::Encoder;
+use crate::{BLOCK, End, Error, Event, FORMAT, Header, Kind, MAGIC, Result};
+
+/// Writes a trace: first the blocks of the DIMMs' files, then events, then the end.
+#[derive(Debug)]
+pub struct Writer<W: Write> {
+    to: W,
+    offset: u64,
+    chunks: u32,
+    events: u64,
+    /// Blocks that wait for their chunk.
+    blocks: Vec<u8>,
+    hashes: Vec<blake3::Hasher>,
+    /// The start is written: events may follow.
+    started: bool,
+    encoder: Encoder,
+    chains: HashMap<Box<[u64]>, u32>,
+    /// A sealed chunk.
+    sealed: Vec<u8>,
+    /// Bytes of the coded events before compression, and of the data in them.
+    coded: u64,
+    data: u64,
+}
+
+impl<W: Write> Writer<W> {
+    /// Begins a trace.
+    ///
+    /// # Errors
+    /// [`Error::Io`], or [`Error::TooLarge`] for a header beyond all reason.
+    pub fn new(to: W, header: &Header) -> Result<Self> {
+        let mut writer = Self {
+            to,
+            offset: 0,
+            chunks: 0,
+            events: 0,
+            blocks: Vec::new(),
+            hashes: vec![blake3::Hasher::new(); header.dimms.len()],
+            started: false,
+            encoder: Encoder::new(),
+            chains: HashMap::new(),
+            sealed: Vec::new(),
+            coded: 0,
+            data: 0,
+        };
+        writer.put(MAGIC)?;
+        writer.put(&FORMAT.to_le_bytes())?;
+        writer.record(tag::HEADER, header)?;
+        Ok(writer)
+    }
+
+    /// A block of a DIMM's file at the start. Blocks of zeroes may be left out; those of a DIMM come in rising order.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; [`Error::TooLarge`] for a DIMM that the header does not have, or once events have begun.
+    pub fn block(&mut self, dimm: usize, number: u64, block: &[u8; BLOCK]) -> Result<()> {
+        if self.started {
+            return Err(Error::TooLarge { what: "A block after the first event" });
+        }
+        if block.iter().all(|&byte| byte == 0) {
+            return Ok(());
+        }
+        let hash = self.hashes.get_mut(dimm).ok_or(Error::TooLarge { what: "A block of no DIMM" })?;
+        hash.update(&number.to_le_bytes()).update(block);
+        self.blocks.push(dimm as u8);
+        self.blocks.extend(number.to_le_bytes());
+        self.blocks.extend_from_slice(block);
+        if self.blocks.len() >= chunk::FULL { self.flush_blocks() } else { Ok(()) }
+    }
+
+    fn flush_blocks(&mut self) -> Result<()> {
+        let blocks = std::mem::take(&mut self.blocks);
+        if blocks.is_empty() { Ok(()) } else { self.chunk(tag::BLOCKS, &blocks) }
+    }
+
+    /// All blocks are there.
+    fn start(&mut self) -> Result<()> {
+        if self.started {
+            return Ok(());
+        }
+        self.flush_blocks()?;
+        let hashes: Vec<[u8; 32]> = self.hashes.iter().map(|hash| *hash.finalize().as_bytes()).collect();
+        self.started = true;
+        self.record(tag::START, &hashes)
+    }
+
+    /// The number of a call chain: return addresses, the innermost first. It is written the first time.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; [`Error::TooLarge`] for a chain of more than 4096 frames.
+    pub fn chain(&mut self, frames: &[u64]) -> Result<u32> {
+        if let Some(&number) = self.chains.get(frames) {
+            return Ok(number);
+        }
+        if frames.len() > 4096 {
+            return Err(Error::TooLarge { what: "A call chain of more than 4096 frames" });
+        }
+        self.start()?;
+        let number = self.chains.len() as u32 + 1;
+        self.chains.insert(frames.into(), number);
+        self.encoder.chain(frames);
+        self.break_chunk()?;
+        Ok(number)
+    }
+
+    /// The next event.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; [`Error::TooLarge`] for more data or a longer name than an event can have, and for a chain that
+    /// [`Writer::chain`] has not given.
+    pub fn event(&mut self, event: &Event<'_>) -> Result<()> {
+        let data = match event.kind {
+            Kind::Store { data, .. } | Kind::Meta { data, .. } if data.len() > Kind::MAX_DATA => {
+                return Err(Error::TooLarge { what: "A store of more than 64 KiB" });
+            }
+            Kind::Mark(name) if name.len() > Kind::MAX_NAME => {
+                return Err(Error::TooLarge { what: "A mark of more than 255 bytes" });
+            }
+            Kind::Store { data, .. } | Kind::Meta { data, .. } => data.len(),
+            Kind::Mark(name) => name.len(),
+            _ => 0,
+        };
+        if event.chain as usize > self.chains.len() {
+            return Err(Error::TooLarge { what: "An event with an unknown call chain" });
+        }
+        self.start()?;
+        self.encoder.event(event);
+        self.events += 1;
+        self.data += data as u64;
+        self.break_chunk()
+    }
+
+    fn break_chunk(&mut self) -> Result<()> {
+        if self.encoder.bytes.len() >= chunk::FULL { self.flush() } else { Ok(()) }
+    }
+
+    /// Puts what was written so far beyond the fate of this process.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn flush(&mut self) -> Result<()> {
+        let events = self.encoder.take();
+        if !events.is_empty() {
+            self.coded += events.len() as u64;
+            self.chunk(tag::EVENTS, &events)?;
+        }
+        self.to.flush().map_err(|source| Error::Io { offset: self.offset, source })
+    }
+
+    /// Ends the trace and gives the writer back.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn finish(mut self, end: &End) -> Result<W> {
+        self.start()?;
+        self.flush()?;
+        self.record(tag::END, &End { events: self.events, ..end.clone() })?;
+        self.to.flush().map_err(|source| Error::Io { offset: self.offset, source })?;
+        Ok(self.to)
+    }
+
+    /// Events so far.
+    #[must_use]
+    pub fn events(&self) -> u64 {
+        self.events
+    }
+
+    /// Bytes of the file so far.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.offset
+    }
+
+    /// Bytes that all events so far took before compression, and how many of them are their data.
+    #[must_use]
+    pub fn coded(&self) -> (u64, u64) {
+        (self.coded + self.encoder.bytes.len() as u64, self.data)
+    }
+
+    fn record(&mut self, tag: u8, record: &impl serde::Serialize) -> Result<()> {
+        let too_large = Error::TooLarge { what: "A record that cannot be coded" };
+        let Ok(bytes) = postcard::to_stdvec(record) else { return Err(too_large) };
+        if bytes.len() > chunk::MAX {
+            return Err(too_large);
+        }
+        self.chunk(tag, &bytes)
+    }
+
+    fn chunk(&mut self, tag: u8, payload: &[u8]) -> Result<()> {
+        let mut sealed = std::mem::take(&mut self.sealed);
+        chunk::seal(tag, self.chunks, payload, &mut sealed);
+        self.chunks += 1;
+        let put = self.put(&sealed);
+        self.sealed = sealed;
+        put
+    }
+
+    fn put(&mut self, bytes: &[u8]) -> Result<()> {
+        self.to.write_all(bytes).map_err(|source| Error::Io { offset: self.offset, source })?;
+        self.offset += bytes.len() as u64;
+        Ok(())
+    }
+}
