@@ -30,8 +30,8 @@ impl Cpu {
         let put = |at: u64, value: u64| {
             memory.write_obj(value, GuestAddress(at)).unwrap_or_else(|error| panic!("page tables: {error}"));
         };
-        put(TABLES, TABLES + 0x1000 | 0x27);
-        put(TABLES + 0x1000, TABLES + 0x2000 | 0x27);
+        put(TABLES, (TABLES + 0x1000) | 0x27);
+        put(TABLES + 0x1000, (TABLES + 0x2000) | 0x27);
         for n in 0..512 {
             put(TABLES + 0x2000 + 8 * n, n << 21 | 0xE7);
         }

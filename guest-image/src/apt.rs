@@ -178,7 +178,7 @@ impl Apt {
         // apt-cache fails when any name is unknown, but shows the others.
         let mut command = self.command("apt-cache");
         command.args(["show", "--no-all-versions"]).args(names);
-        let shown = command.output().map_err(|e| spawn_error(e))?;
+        let shown = command.output().map_err(spawn_error)?;
         let text = String::from_utf8_lossy(&shown.stdout).into_owned();
         Ok(text.split("\n\n").filter_map(stanza).map(|p| (p.name.clone(), p)).collect())
     }
@@ -287,14 +287,14 @@ fn check(command: &Command, output: Output) -> Result<Output> {
 }
 
 fn run(command: &mut Command) -> Result<Output> {
-    let output = command.output().map_err(|e| spawn_error(e))?;
+    let output = command.output().map_err(spawn_error)?;
     check(command, output)
 }
 
 /// Runs a download into `folder`, telling how far its files have grown.
 fn run_watched(command: &mut Command, folder: &Path, progress: &dyn Progress) -> Result<()> {
     let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
-    let mut child = child.map_err(|e| spawn_error(e))?;
+    let mut child = child.map_err(spawn_error)?;
     let mut seen = 0;
     loop {
         let done = child.try_wait().at("wait for", Path::new("apt-get"))?.is_some();

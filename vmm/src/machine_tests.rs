@@ -330,8 +330,7 @@ fn idle_time_is_skipped_unless_somebody_watches() {
     let last = |interactive, deadline| {
         let mut bench = bench(interactive, vec![vec![vec![idle(deadline), ring(0)]]]);
         bench.machine.run().unwrap();
-        let seen = bench.shared.seen.lock().unwrap().pop();
-        seen
+        bench.shared.seen.lock().unwrap().pop()
     };
     assert_eq!(last(false, 3600 * second), Some(Seen::Entered(Entry::Resume)));
     assert_eq!(last(true, second / 100), Some(Seen::Entered(Entry::Resume)));

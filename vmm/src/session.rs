@@ -82,7 +82,9 @@ impl<'a> Session<'a> {
                 self.end(Err(Error::Thread(error.kind().into())));
             }
             let own = first.map(|seat| self.occupy(seat, boot));
-            let join = |thread: ScopedJoinHandle<'_, Statistics>| thread.join().unwrap_or_else(|panic| resume_unwind(panic));
+            let join = |thread: ScopedJoinHandle<'_, Statistics>| {
+                thread.join().unwrap_or_else(|panic| resume_unwind(panic))
+            };
             own.into_iter().chain(spawned.into_iter().flatten().map(join)).collect()
         });
         self.remote.attach(None);

@@ -24,7 +24,7 @@ fn small_pages() -> Cpu {
     let mut cpu = Cpu::for_test();
     put(&mut cpu, DIRECTORY + 8, TABLE | P | W | U);
     for n in 0..512 {
-        put(&mut cpu, TABLE + 8 * n, DATA + 0x1000 * n | P | W | U);
+        put(&mut cpu, TABLE + 8 * n, (DATA + 0x1000 * n) | P | W | U);
     }
     cpu.flush_tlb();
     cpu
@@ -75,13 +75,13 @@ fn accessed_and_dirty_bits_say_what_happened() {
 fn faults_tell_why_and_leave_no_trace() {
     let mut cpu = small_pages();
     put(&mut cpu, TABLE, 0);
-    put(&mut cpu, TABLE + 8, DATA + 0x1000 | P);
-    put(&mut cpu, TABLE + 16, DATA + 0x2000 | P | W | U | 1 << 45);
+    put(&mut cpu, TABLE + 8, (DATA + 0x1000) | P);
+    put(&mut cpu, TABLE + 16, (DATA + 0x2000) | P | W | U | 1 << 45);
     assert_eq!(load(&mut cpu, DATA), Err(page_fault(0)));
     assert_eq!(store(&mut cpu, DATA + 8, 0), Err(page_fault(2)));
     assert_eq!(cpu.cr2, DATA + 8);
     assert_eq!(store(&mut cpu, DATA + 0x1000, 0), Err(page_fault(3)));
-    assert_eq!(get(&cpu, TABLE + 8), DATA + 0x1000 | P);
+    assert_eq!(get(&cpu, TABLE + 8), (DATA + 0x1000) | P);
     assert_eq!(load(&mut cpu, DATA + 0x2000), Err(page_fault(9)));
     assert_eq!(load(&mut cpu, 1 << 47), Err((vector::GP, Some(0))));
     cpu.cr0 &= !control::CR0_WP;
@@ -92,7 +92,7 @@ fn faults_tell_why_and_leave_no_trace() {
 fn user_accesses_and_fetches_have_rights_of_their_own() {
     let mut cpu = small_pages();
     put(&mut cpu, TABLE, DATA | P | W);
-    put(&mut cpu, TABLE + 8, DATA + 0x1000 | P | W | U | NX);
+    put(&mut cpu, TABLE + 8, (DATA + 0x1000) | P | W | U | NX);
     assert_eq!(load(&mut cpu, DATA), Ok(0));
     cpu.cpl = 3;
     cpu.mode_changed();
@@ -110,12 +110,12 @@ fn user_accesses_and_fetches_have_rights_of_their_own() {
 #[test]
 fn a_store_across_pages_happens_whole_or_not() {
     let mut cpu = small_pages();
-    put(&mut cpu, TABLE + 8, DATA + 0x1000 | P);
+    put(&mut cpu, TABLE + 8, (DATA + 0x1000) | P);
     let at = DATA + 0x1000 - 4;
     assert_eq!(store(&mut cpu, at, !0), Err(page_fault(3)));
     assert_eq!(cpu.cr2, DATA + 0x1000);
     assert_eq!(load(&mut cpu, at), Ok(0));
-    put(&mut cpu, TABLE + 8, DATA + 0x5000 | P | W);
+    put(&mut cpu, TABLE + 8, (DATA + 0x5000) | P | W);
     cpu.flush_tlb_page(DATA + 0x1000);
     assert_eq!(store(&mut cpu, at, 0x1122_3344_5566_7788), Ok(()));
     assert_eq!(get(&cpu, DATA + 0x5000) as u32, 0x1122_3344);
@@ -130,8 +130,8 @@ fn flushes_forget_what_they_name() {
     for page in [DATA, DATA + 0x1000] {
         assert_eq!(load(&mut cpu, page), Ok(0));
     }
-    put(&mut cpu, TABLE, DATA + 0x8000 | P | W);
-    put(&mut cpu, TABLE + 8, DATA + 0x8000 | P | W);
+    put(&mut cpu, TABLE, (DATA + 0x8000) | P | W);
+    put(&mut cpu, TABLE + 8, (DATA + 0x8000) | P | W);
     assert_eq!(load(&mut cpu, DATA + 0x1000), Ok(0), "cached");
     cpu.flush_tlb_local();
     assert_eq!(load(&mut cpu, DATA + 0x1000), Ok(8));

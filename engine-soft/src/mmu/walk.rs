@@ -31,7 +31,7 @@ mod code {
 
 const PHYSICAL: u64 = (1 << PHYSICAL_ADDRESS_BITS) - 1;
 /// Address bits above the model's physical width, up to bit 51.
-const BEYOND: u64 = (1 << 52) - 1 & !PHYSICAL;
+const BEYOND: u64 = ((1 << 52) - 1) & !PHYSICAL;
 
 /// Why a walk failed: the page is not there, or an entry has a reserved bit set.
 enum Broken {

@@ -53,7 +53,7 @@ impl Campaign {
             for code in
                 Code::values().filter(|c| !self.excluded.contains(c) && format!("{c:?}").starts_with(&only))
             {
-                let mut draw = Draw::new(seed ^ code as u64 * 0x1_0001 ^ u64::from(mode.bits()) << 32);
+                let mut draw = Draw::new(seed ^ (code as u64 * 0x1_0001) ^ u64::from(mode.bits()) << 32);
                 let (mut done, mut refused) = (0, 0);
                 while done < cases && (done > 0 || refused < 64) {
                     let Some(encoding) = form::draw(code, mode, &mut draw) else { break };
@@ -282,7 +282,7 @@ fn compare(
     }
     let mut differing = (0..SCRATCH_LEN).filter(|n| expected_memory[*n] != actual_memory[*n]);
     if let Some(first) = differing.next() {
-        let last = differing.last().unwrap_or(first);
+        let last = differing.next_back().unwrap_or(first);
         let end = (last + 1).min(first + 16);
         let _ = writeln!(
             text,

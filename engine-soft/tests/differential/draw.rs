@@ -24,7 +24,7 @@ impl Draw {
 
     /// Uniform below `n`.
     pub fn below(&mut self, n: u64) -> u64 {
-        (u128::from(self.bits()) * u128::from(n) >> 64) as u64
+        ((u128::from(self.bits()) * u128::from(n)) >> 64) as u64
     }
 
     /// One of them.
