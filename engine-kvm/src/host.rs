@@ -38,7 +38,7 @@ impl std::fmt::Debug for Kvm {
 
 impl Kvm {
     /// Opens /dev/kvm and checks that it has all that this engine builds on. Whether it can run a guest is
-    /// [`crate::fitness`]'s question.
+    /// [`crate::fitness()`]'s question.
     ///
     /// # Errors
     /// [`Error::Unfit`], with the remedy.

@@ -4,7 +4,7 @@
 //! Each vCPU has a seat of its own. A vCPU's state crosses the edge as [`engine::CpuState`], both ways, in the order
 //! that the kernel's side effects dictate (see `state`).
 //!
-//! Opening /dev/kvm proves nothing: some hosts offer one that cannot execute ordinary kernels. [`fitness`] finds out.
+//! Opening /dev/kvm proves nothing: some hosts offer one that cannot execute ordinary kernels. [`fitness()`] finds out.
 
 mod access;
 mod clock;

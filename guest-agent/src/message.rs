@@ -1,7 +1,7 @@
 //! What host and agent say to each other.
 //!
 //! The agent says [`Hello`] when modules are loaded. The host then sends its [`Request`], in parts, because a script may be
-//! longer than a frame. The agent mounts what is to be mounted, says [`Ready`], runs what it was asked to, passes on its
+//! longer than a frame. The agent mounts what is to be mounted, says [`Ready`](FromGuest::Ready), runs what it was asked to, passes on its
 //! output, unmounts, says [`Exited`], and powers the machine off.
 
 use crate::frame::{self, Frame, MAX_PAYLOAD};

@@ -1,4 +1,8 @@
 //! What the command line may say, and the texts that teach it.
+#![cfg_attr(
+    doc,
+    expect(rustdoc::broken_intra_doc_links, reason = "in help texts brackets are what is optional")
+)]
 
 use std::path::PathBuf;
 
@@ -140,9 +144,9 @@ pub struct RunArgs {
 pub enum EngineName {
     /// KVM where it is fit, else soft; says why with -v.
     Auto,
-    /// nvsim's own engine: anywhere, deterministic.
+    /// nvsim's own engine: anywhere, deterministic. (For now the same as interp.)
     Soft,
-    /// The same, interpreting.
+    /// nvsim's own engine, instruction by instruction.
     Interp,
     /// /dev/kvm.
     Kvm,

@@ -13,7 +13,7 @@ use clap::Parser;
 
 use cli::{Cli, Command};
 
-/// The exit code of nvsim's own failures; a guest's outcome has others: see [`run::Verdict`].
+/// The exit code of nvsim's own failures; a guest's outcome has others: see `run::verdict`.
 const OWN_FAILURE: u8 = 125;
 
 fn main() -> ExitCode {

@@ -101,8 +101,14 @@ impl Remote {
 /// Bytes typed on the host for a serial backend to hand on. Clones share them.
 #[derive(Debug, Clone)]
 pub struct Keyboard {
-    typed: Arc<Mutex<VecDeque<u8>>>,
+    typed: Arc<Mutex<Typed>>,
     remote: Remote,
+}
+
+#[derive(Debug, Default)]
+struct Typed {
+    bytes: VecDeque<u8>,
+    held: bool,
 }
 
 impl Keyboard {
@@ -114,17 +120,36 @@ impl Keyboard {
 
     /// Types; the machine is woken.
     pub fn press(&self, bytes: &[u8]) {
-        self.lock().extend(bytes);
+        self.lock().bytes.extend(bytes);
         self.remote.wake();
     }
 
-    /// The oldest byte not yet read.
-    #[must_use]
-    pub fn next(&self) -> Option<u8> {
-        self.lock().pop_front()
+    /// Keeps back what is typed until [`Keyboard::release`]: a booting guest throws away what comes before somebody reads
+    /// its console.
+    pub fn hold(&self) {
+        self.lock().held = true;
     }
 
-    fn lock(&self) -> MutexGuard<'_, VecDeque<u8>> {
+    /// Hands on what was typed, and what will be.
+    pub fn release(&self) {
+        self.lock().held = false;
+        self.remote.wake();
+    }
+
+    /// Whether all that was typed has been read.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.lock().bytes.is_empty()
+    }
+
+    /// The oldest byte not yet read, unless it is kept back.
+    #[must_use]
+    pub fn next(&self) -> Option<u8> {
+        let mut typed = self.lock();
+        if typed.held { None } else { typed.bytes.pop_front() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Typed> {
         self.typed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -156,5 +181,15 @@ mod tests {
         assert_eq!((keyboard.next(), keyboard.next()), (Some(b'x'), None));
         remote.take();
         remote.wait(Some(Duration::from_millis(1)));
+    }
+
+    #[test]
+    fn what_is_typed_ahead_is_kept_until_somebody_reads() {
+        let keyboard = Keyboard::new(Remote::default());
+        keyboard.hold();
+        keyboard.press(b"ab");
+        assert_eq!(keyboard.next(), None);
+        keyboard.release();
+        assert_eq!((keyboard.next(), keyboard.next(), keyboard.next()), (Some(b'a'), Some(b'b'), None));
     }
 }

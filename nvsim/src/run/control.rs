@@ -4,6 +4,7 @@ use std::io::Write;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use guest_agent::{Event, HostSession, Request, VERSION};
+use vmm::Keyboard;
 use vmm::devices::SerialBackend;
 
 /// What the agent has told so far.
@@ -28,6 +29,8 @@ pub struct Control {
     told: Arc<Mutex<Told>>,
     /// Whether the agent's messages for the user appear on standard error.
     notes: bool,
+    /// Handed on to the guest from the agent's Ready on.
+    keyboard: Option<Keyboard>,
 }
 
 /// A view on what was told.
@@ -44,7 +47,15 @@ impl Report {
 impl Control {
     /// A channel that will ask for `request`. With `notes` the agent's messages for the user appear on standard error.
     pub fn new(request: &Request, report: &Report, notes: bool) -> Self {
-        Self { session: HostSession::new(request), told: Arc::clone(&report.0), notes }
+        Self { session: HostSession::new(request), told: Arc::clone(&report.0), notes, keyboard: None }
+    }
+
+    /// Keeps back what is typed until the agent of each boot is ready for it.
+    pub fn holding(self, keyboard: Option<Keyboard>) -> Self {
+        if let Some(keyboard) = &keyboard {
+            keyboard.hold();
+        }
+        Self { keyboard, ..self }
     }
 
     fn told(&self) -> MutexGuard<'_, Told> {
@@ -54,13 +65,21 @@ impl Control {
     fn hear(&mut self, event: Event) {
         match event {
             Event::Hello(hello) => {
+                if let Some(keyboard) = &self.keyboard {
+                    keyboard.hold();
+                }
                 let mut told = self.told();
                 if hello.version != VERSION {
                     told.foreign_agent = Some(hello.version);
                 }
                 told.hello.get_or_insert((hello.kernel, hello.uptime));
             }
-            Event::Ready(uptime) => self.told().ready = Some(uptime),
+            Event::Ready(uptime) => {
+                self.told().ready = Some(uptime);
+                if let Some(keyboard) = &self.keyboard {
+                    keyboard.release();
+                }
+            }
             Event::Stdout(bytes) => self.pass_on(&mut std::io::stdout().lock(), &bytes),
             Event::Stderr(bytes) => self.pass_on(&mut std::io::stderr().lock(), &bytes),
             Event::Log(text) if self.notes => eprintln!("{}", text.trim_end()),

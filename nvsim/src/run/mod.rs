@@ -8,7 +8,7 @@ mod terminal;
 mod verdict;
 
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use guest_agent::Job;
@@ -42,7 +42,11 @@ pub fn run(args: RunArgs) -> Result<ExitCode> {
     let keyboard = console.keyboard();
     let wiring = Wiring {
         console: Box::new(console),
-        control: Box::new(Control::new(&plan.request, &told, interactive)),
+        // An own initrd may have no agent that would ever be ready.
+        control: Box::new(
+            Control::new(&plan.request, &told, interactive)
+                .holding(keyboard.clone().filter(|_| args.initrd.is_none())),
+        ),
         dimms: plan.dimms,
         remote: remote.clone(),
     };
@@ -51,6 +55,11 @@ pub fn run(args: RunArgs) -> Result<ExitCode> {
     if let Some(keyboard) = keyboard {
         listen(keyboard, &remote, terminal.is_some())?;
     }
+    terminal::on_signal({
+        let remote = remote.clone();
+        move || remote.stop(StopReason::Stopped)
+    })
+    .context("Cannot handle signals")?;
     if let Some(limit) = args.timeout {
         let remote = remote.clone();
         std::thread::spawn(move || {
@@ -83,14 +92,31 @@ fn shell(terminal: Option<&Terminal>) -> Job {
     Job::Shell { term, rows, columns }
 }
 
-/// Standard input becomes the keyboard. A pipe's end is Ctrl-D, so that a shell fed from it ends too.
+/// Standard input becomes the keyboard. A pipe's end is Ctrl-D, so that a shell fed from it ends too: again and again,
+/// because it counts only for a program that reads at that moment. A shell's line editor takes one from before it read
+/// for a character: Ctrl-U rids its line of that.
 fn listen(keyboard: Keyboard, remote: &Remote, person: bool) -> Result<()> {
-    const CTRL_D: u8 = 4;
+    const END: &[u8] = b"\x15\x04";
+    const AGAIN: Duration = Duration::from_millis(200);
     let remote = remote.clone();
+    let mut last = b'\n';
     terminal::listen(person, move |input| match input {
-        Input::Keys(bytes) => keyboard.press(&bytes),
+        Input::Keys(bytes) => {
+            last = bytes.last().copied().unwrap_or(last);
+            keyboard.press(&bytes);
+        }
         Input::Stop => remote.stop(StopReason::Stopped),
-        Input::Closed => keyboard.press(&[CTRL_D]),
+        Input::Closed => {
+            if last != b'\n' {
+                keyboard.press(b"\n");
+            }
+            loop {
+                if keyboard.is_empty() {
+                    keyboard.press(END);
+                }
+                std::thread::sleep(AGAIN);
+            }
+        }
     })
     .context("Cannot read standard input")
 }

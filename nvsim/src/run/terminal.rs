@@ -8,6 +8,8 @@ use std::io::{IsTerminal, Read};
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 
 /// Ctrl-]: stops the machine.
 pub const ESCAPE: u8 = 0x1D;
@@ -51,6 +53,23 @@ impl Drop for Terminal {
         // The machine has ended; a terminal that is gone needs nothing put back.
         let _ = tcsetattr(&self.device, OptionalActions::Drain, &self.before);
     }
+}
+
+/// Has `stop` called, on a thread of its own, when the process is asked to end: a terminal is given back and DIMM files are
+/// closed in order. Whoever asks a second time gets what the signal does by itself.
+pub fn on_signal(stop: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
+    let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM])?;
+    std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        let mut asked = signals.forever();
+        if asked.next().is_some() {
+            stop();
+        }
+        if let Some(signal) = asked.next() {
+            // Ends the process; and if not, the machine is stopping already.
+            let _ = signal_hook::low_level::emulate_default_handler(signal);
+        }
+    })?;
+    Ok(())
 }
 
 /// What the user did.

@@ -2,7 +2,7 @@
 //!
 //! The host is an x86-64 CPU too, so what an x87, MMX or SSE instruction computes is asked of it. No code is generated:
 //! the instructions stand in this program, each followed by RET where an operand is encoded in the instruction (the
-//! tables of x87 forms below, and one of 256 immediates for an SSE instruction in [`crate::exec::fpu::table`]). Operands
+//! tables of x87 forms below, and one of 256 immediates for an SSE instruction in `sse::immediate`). Operands
 //! are copied from the [`FxArea`] to fixed registers and memory is accessed by the interpreter before and after, so
 //! that nothing here can fault. Nothing can trap either: SSE runs with every exception masked, and x87 exceptions wait for a
 //! next waiting instruction, which does not come before FNINIT.
