@@ -29,7 +29,7 @@ struct Resolution {
 
 /// How far a build has come.
 enum Step {
-    Done(Image),
+    Done(Box<Image>),
     /// This kernel has to be there first.
     Kernel(KernelBuild),
 }
@@ -51,7 +51,7 @@ impl Store {
             let lock = self.lock(progress)?;
             self.sweep();
             match self.build_locked(recipe, agent, progress)? {
-                Step::Done(image) => return Ok(image),
+                Step::Done(image) => return Ok(*image),
                 // It takes minutes, in which others may use the store.
                 Step::Kernel(kernel) => {
                     drop(lock);
@@ -74,7 +74,7 @@ impl Store {
             let id = identity(&recipe_hash, agent, &packages);
             if let Ok(image) = Image::open(&recipe.name, &self.images().join(&id)) {
                 self.name(&recipe.name, &id)?;
-                return Ok(Step::Done(image));
+                return Ok(Step::Done(Box::new(image)));
             }
         }
 
@@ -95,7 +95,7 @@ impl Store {
         fs::create_dir_all(&folder).at("create", &folder)?;
         let resolution = Resolution { packages: contents.packages };
         write_atomically(&resolved, &serde_json::to_vec(&resolution).unwrap_or_default())?;
-        Image::open(&recipe.name, &self.images().join(&id)).map(Step::Done)
+        Image::open(&recipe.name, &self.images().join(&id)).map(|image| Step::Done(Box::new(image)))
     }
 
     /// Writes the image's folder, and renames it into its place when it is whole.
