@@ -16,6 +16,7 @@ use std::hash::{BuildHasherDefault, Hasher};
 use std::ptr::NonNull;
 
 use crate::insn::Insn;
+use crate::xlat::Translator;
 
 /// Instructions of a block at most.
 pub(crate) const MAX_INSNS: usize = 64;
@@ -44,6 +45,10 @@ pub(crate) struct Block {
     key: u64,
     /// Guest-physical address of the other page's part.
     other: u64,
+    /// Its translations: the first one's number and one.
+    pub(crate) translation: Cell<u32>,
+    /// How often it was interpreted, as far as that matters to translation.
+    pub(crate) heat: Cell<u8>,
 }
 
 /// A block that has followed another one.
@@ -77,6 +82,11 @@ impl Block {
     /// Its second page begins at this guest-physical address.
     pub(crate) fn continues_at(&self, gpa: u64) -> bool {
         self.other == gpa
+    }
+
+    /// Guest-physical address and length of its part in the first page.
+    pub(crate) fn place(&self) -> (u64, usize) {
+        (self.key & ADDRESS, usize::from(self.bytes))
     }
 
     /// Any of its bytes is in this stretch of memory.
@@ -227,6 +237,8 @@ pub struct Blocks {
     pub(crate) generation: u64,
     /// Counts pages that became code: store tags given before may be to code.
     pub(crate) epoch: u64,
+    /// Translates them, where that is wanted.
+    pub(crate) translator: Option<Box<Translator>>,
 }
 
 // SAFETY: the blocks behind the pointers are owned by this and reached only through it or by the vCPU that holds it.
@@ -273,6 +285,8 @@ impl Blocks {
             links: [nowhere(), nowhere()],
             key,
             other,
+            translation: Cell::new(0),
+            heat: Cell::new(0),
         };
         let parts = header.parts();
         let block = BlockRef(self.arena.allocate(insns.len()));
@@ -296,9 +310,19 @@ impl Blocks {
         (block, fresh)
     }
 
+    /// Has blocks translated from now on, if the host gives memory for that.
+    pub fn translate(&mut self) {
+        match Translator::new() {
+            Ok(translator) => self.translator = Some(Box::new(translator)),
+            Err(error) => {
+                tracing::warn!(%error, "no memory for translated code: the interpreter does it all")
+            }
+        }
+    }
+
     /// No further block fits before [`Blocks::clear`].
     pub(crate) fn is_full(&self) -> bool {
-        self.arena.chunks.len() >= MAX_CHUNKS
+        self.arena.chunks.len() >= MAX_CHUNKS || self.translator.as_ref().is_some_and(|code| code.is_full())
     }
 
     /// Drops and frees everything. No block may be running, and every jump cache has to be emptied before its next use.
@@ -306,6 +330,9 @@ impl Blocks {
         self.map.clear();
         self.pages.clear();
         self.arena.clear();
+        if let Some(translator) = &mut self.translator {
+            translator.clear();
+        }
         self.generation += 1;
     }
 
@@ -332,6 +359,9 @@ impl Blocks {
         for block in dropped {
             let dead = block.header();
             dead.count.set(DEAD);
+            if let Some(translator) = &mut self.translator {
+                translator.drop_block(block);
+            }
             self.map.remove(&dead.key);
             for (at, _) in dead.parts().into_iter().filter(|&(_, len)| len > 0) {
                 self.forget(at >> 12, block);

@@ -11,6 +11,7 @@ mod decode;
 mod events;
 pub mod exec;
 pub mod flags;
+mod frame;
 pub mod fx;
 pub mod insn;
 mod interrupt;
@@ -31,5 +32,6 @@ mod slow;
 mod state;
 pub mod trap;
 pub mod width;
+mod xlat;
 
 pub use partition::Soft;

@@ -108,9 +108,7 @@ impl Cpu {
     /// Loads from a linear address; `seg` chooses between #GP and #SS.
     #[inline(always)]
     pub(crate) fn load_linear<T: MemValue>(&mut self, seg: u8, va: u64) -> Step<T> {
-        let entry = self.tlb.entry(va);
-        if va.wrapping_add(T::SIZE as u64 - 1) & !0xFFF == entry.read {
-            let host = va.wrapping_add(entry.addend);
+        if let Some(host) = self.tlb.load(va, T::SIZE as u64) {
             // SAFETY: a matching read tag says that the page is guest memory and holds all of the access.
             return Ok(unsafe { peek(host) });
         }
@@ -120,9 +118,7 @@ impl Cpu {
     /// Stores to a linear address.
     #[inline(always)]
     pub(crate) fn store_linear<T: MemValue>(&mut self, seg: u8, va: u64, value: T, kind: StoreKind) -> Step {
-        let entry = self.tlb.entry(va);
-        if va.wrapping_add(T::SIZE as u64 - 1) & !0xFFF == entry.write {
-            let host = va.wrapping_add(entry.addend);
+        if let Some(host) = self.tlb.store(va, T::SIZE as u64) {
             // SAFETY: a matching write tag says that the page is guest memory and holds all of the access.
             unsafe { poke(host, value) };
             return Ok(());
@@ -153,9 +149,7 @@ impl Cpu {
         let offset = self.offset(insn);
         let va = self.in_limits(insn.seg, offset, W::BYTES as u64, true)?;
         let locked = insn.prefixes & prefix::LOCK != 0;
-        let entry = self.tlb.entry(va);
-        if va.wrapping_add(W::BYTES as u64 - 1) & !0xFFF == entry.write {
-            let host = va.wrapping_add(entry.addend);
+        if let Some(host) = self.tlb.store(va, W::BYTES as u64) {
             // SAFETY: a matching write tag says that the page is guest memory and holds all of the access.
             let old = unsafe { peek(host) };
             let (new, result) = f(&mut self.flags, old);
@@ -210,15 +204,10 @@ impl Cpu {
     /// The address stays good until the next call of anything that accesses memory.
     pub fn host_span(&mut self, seg: u8, offset: u64, len: usize, write: bool) -> Step<Option<*mut u8>> {
         let va = self.in_limits(seg, offset, len as u64, write)?;
-        let page = va & !0xFFF;
         if len == 0 || (va & 0xFFF) + len as u64 > 0x1000 {
             return Ok(None);
         }
-        let hit = |cpu: &Self| {
-            let entry = cpu.tlb.entry(va);
-            let tag = if write { entry.write } else { entry.read };
-            (tag == page).then(|| va.wrapping_add(entry.addend))
-        };
+        let hit = |cpu: &Self| if write { cpu.tlb.store(va, 1) } else { cpu.tlb.load(va, 1) };
         let mut host = hit(self);
         if host.is_none() {
             self.check_linear(seg, va, len, 1)?;

@@ -26,19 +26,20 @@ const MAX_VCPUS: u8 = 8;
 #[derive(Debug, Clone, Copy)]
 pub struct Soft {
     name: &'static str,
+    translates: bool,
 }
 
 impl Soft {
-    /// `soft`: the fastest way to execute that there is, which for now is the interpreter.
+    /// `soft`: the fastest way to execute that there is.
     #[must_use]
     pub const fn new() -> Self {
-        Self { name: "soft" }
+        Self { name: "soft", translates: true }
     }
 
-    /// `interp`: the interpreter, whatever else there will be.
+    /// `interp`: the interpreter alone. Its runs are those of `soft`, to the instruction and the byte, only slower.
     #[must_use]
     pub const fn interpreter() -> Self {
-        Self { name: "interp" }
+        Self { name: "interp", translates: false }
     }
 }
 
@@ -80,6 +81,9 @@ impl Engine for Soft {
         shared.ram = Ram::new(memory);
         shared.clock = Clock::new(spec.tsc_khz);
         shared.seed = spec.seed;
+        if self.translates {
+            shared.blocks.translate();
+        }
         let common = Arc::new(Common::default());
         let seat = Bench::new(cpus, Arc::clone(&common));
         Ok(Built { partition: common, seats: vec![Box::new(seat)] })

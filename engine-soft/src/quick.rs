@@ -50,23 +50,17 @@ impl Cpu {
     /// Loads.
     #[inline(always)]
     pub(crate) fn try_load<T: MemValue>(&self, va: u64) -> Step<T> {
-        let entry = self.tlb.entry(va);
-        if va.wrapping_add(T::SIZE as u64 - 1) & !0xFFF != entry.read {
-            return Err(Trap);
-        }
+        let host = self.tlb.load(va, T::SIZE as u64).ok_or(Trap)?;
         // SAFETY: a matching read tag says that the page is guest memory and holds all of the access.
-        Ok(unsafe { peek(va.wrapping_add(entry.addend)) })
+        Ok(unsafe { peek(host) })
     }
 
     /// Stores.
     #[inline(always)]
     pub(crate) fn try_store<T: MemValue>(&mut self, va: u64, value: T) -> Step {
-        let entry = self.tlb.entry(va);
-        if va.wrapping_add(T::SIZE as u64 - 1) & !0xFFF != entry.write {
-            return Err(Trap);
-        }
+        let host = self.tlb.store(va, T::SIZE as u64).ok_or(Trap)?;
         // SAFETY: a matching write tag says that the page is guest memory and holds all of the access.
-        unsafe { poke(va.wrapping_add(entry.addend), value) };
+        unsafe { poke(host, value) };
         Ok(())
     }
 
@@ -77,11 +71,7 @@ impl Cpu {
         va: u64,
         f: impl FnOnce(&mut Flags, T) -> (Option<T>, R),
     ) -> Step<R> {
-        let entry = self.tlb.entry(va);
-        if va.wrapping_add(T::SIZE as u64 - 1) & !0xFFF != entry.write {
-            return Err(Trap);
-        }
-        let host = va.wrapping_add(entry.addend);
+        let host = self.tlb.store(va, T::SIZE as u64).ok_or(Trap)?;
         // SAFETY: a matching write tag says that the page is guest memory and holds all of the access.
         let (new, result) = f(&mut self.flags, unsafe { peek(host) });
         if let Some(new) = new {

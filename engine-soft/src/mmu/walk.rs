@@ -4,7 +4,7 @@ use engine::cpuid::PHYSICAL_ADDRESS_BITS;
 use engine::event::StoreKind;
 
 use super::Access;
-use super::tlb::{Entry, Tlb};
+use super::tlb::{Entry, property};
 use crate::cpu::{Cpu, control};
 use crate::trap::{Step, vector};
 
@@ -66,14 +66,15 @@ impl Cpu {
     ///
     /// Gives the guest-physical address.
     pub(crate) fn translate(&mut self, va: u64, access: Access) -> Step<u64> {
-        let known = self.tlb.entry(va);
         let wanted = match access {
             Access::Read => 0,
-            Access::Write => Entry::WRITE,
-            Access::Execute => Entry::EXECUTE,
+            Access::Write => property::WRITE,
+            Access::Execute => property::EXECUTE,
         };
-        if known.read == va & !0xFFF && known.page & wanted == wanted {
-            let page = known.page & !0xFFF;
+        if let Some(page) = self.tlb.known(va)
+            && page & wanted == wanted
+        {
+            let page = page & !0xFFF;
             if access == Access::Write && !self.shared.has_code(page) && !self.shared.watch.covers(page) {
                 self.tlb.unprotect(va);
             }
@@ -116,18 +117,17 @@ impl Cpu {
         if let Some(host) = self.shared.ram.host(page) {
             let linear = va & !0xFFF;
             let watched = self.shared.watch.is_on() && self.shared.watch.covers(page);
-            let read = if watched && self.shared.watch.loads { Tlb::NO_TAG } else { linear };
-            let plain = writable && dirty && !watched && !self.shared.has_code(page);
-            let write = if plain { linear } else { Tlb::NO_TAG };
+            let read = !(watched && self.shared.watch.loads);
+            let write = writable && dirty && !watched && !self.shared.has_code(page);
             let mut properties = leaf.shift;
             if writable && dirty {
-                properties |= Entry::WRITE;
+                properties |= property::WRITE;
             }
             if executable {
-                properties |= Entry::EXECUTE;
+                properties |= property::EXECUTE;
             }
             if rights & pte::GLOBAL != 0 && self.cr4 & control::CR4_PGE != 0 {
-                properties |= Entry::GLOBAL;
+                properties |= property::GLOBAL;
             }
             let addend = host.wrapping_sub(linear);
             self.tlb.fill(va, Entry { read, write, addend, page: page | properties });
@@ -259,21 +259,28 @@ impl Cpu {
         self.raise(vector::PF, Some(error))
     }
 
+    /// Empties the jump caches.
+    pub(crate) fn forget_jumps(&mut self) {
+        self.progress.forget();
+        self.tlb.forget_jumps();
+    }
+
     /// Forgets all translations: CR0.PG, CR4.PGE, CR4.PAE and the like changed.
     pub fn flush_tlb(&mut self) {
         self.tlb.flush();
-        self.progress.forget();
+        self.forget_jumps();
     }
 
     /// Forgets the translations that are not global: CR3 was loaded.
     pub fn flush_tlb_local(&mut self) {
         self.tlb.flush_local();
         self.progress.forget_local();
+        self.tlb.forget_local_jumps();
     }
 
     /// INVLPG.
     pub fn flush_tlb_page(&mut self, va: u64) {
         self.tlb.flush_page(va);
-        self.progress.forget();
+        self.forget_jumps();
     }
 }

@@ -13,7 +13,7 @@ use crate::trap::{Cause, Step, Trap};
 impl Cpu {
     /// The live block at an instruction pointer.
     #[inline(always)]
-    pub(super) fn lookup(&mut self, rip: u64) -> Step<BlockRef> {
+    pub(crate) fn lookup(&mut self, rip: u64) -> Step<BlockRef> {
         match self.progress.known(rip) {
             Some(block) => Ok(block),
             None => self.find(rip),
@@ -74,7 +74,7 @@ impl Cpu {
     fn build(&mut self, va: u64, gpa: u64, bits: u32, single: bool) -> Step<BlockRef> {
         if self.shared.blocks.is_full() {
             self.shared.blocks.clear();
-            self.progress.forget();
+            self.forget_jumps();
             self.progress.generation = self.shared.blocks.generation;
         }
         let mut bytes = [0xFF; PAGE as usize];

@@ -33,7 +33,7 @@ pub enum Stop {
 }
 
 /// Why the inner loop was left.
-enum Left {
+pub(crate) enum Left {
     /// To look around.
     Look,
     /// The instruction at RIP has to run alone.
@@ -54,7 +54,7 @@ impl Cpu {
         self.progress.remaining = budget;
         if self.progress.generation != self.shared.blocks.generation {
             self.progress.generation = self.shared.blocks.generation;
-            self.progress.forget();
+            self.forget_jumps();
         }
         if self.progress.epoch != self.shared.blocks.epoch {
             self.progress.epoch = self.shared.blocks.epoch;
@@ -115,7 +115,12 @@ impl Cpu {
                 }
                 continue;
             }
-            match self.run_blocks() {
+            let left = if self.long && self.shared.blocks.translator.is_some() {
+                self.run_translated()
+            } else {
+                self.run_blocks()
+            };
+            match left {
                 Left::Look => {}
                 Left::Alone => {
                     if let Some(stop) = self.step() {
@@ -186,7 +191,7 @@ impl Cpu {
     /// As much of a block as the budget covers.
     #[cold]
     #[inline(never)]
-    fn run_partly(&mut self, block: BlockRef, rip: u64, count: u64) -> Left {
+    pub(crate) fn run_partly(&mut self, block: BlockRef, rip: u64, count: u64) -> Left {
         let affordable = self.progress.remaining;
         if affordable == 0 {
             self.progress.current = None;
@@ -202,7 +207,7 @@ impl Cpu {
     /// The first `count` instructions of a block, at least one. Afterwards the block is still the current one, if no
     /// instruction trapped.
     #[inline(always)]
-    fn execute(&mut self, block: BlockRef, rip: u64, count: u64) -> Result<(), Left> {
+    pub(crate) fn execute(&mut self, block: BlockRef, rip: u64, count: u64) -> Result<(), Left> {
         self.progress.remaining -= count;
         self.progress.current = Some(block);
         self.progress.entry = rip;
@@ -233,7 +238,7 @@ impl Cpu {
     /// After a trap: `undone` instructions were paid for and not done, the trapped one among them.
     #[cold]
     #[inline(never)]
-    fn trapped(&mut self, undone: u64) -> Left {
+    pub(crate) fn trapped(&mut self, undone: u64) -> Left {
         self.progress.current = None;
         self.progress.remaining += undone;
         match self.cause {

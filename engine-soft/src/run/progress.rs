@@ -24,15 +24,17 @@ struct Jump {
 #[derive(Debug)]
 pub(crate) struct Progress {
     /// Instructions that may still be begun.
-    pub(super) remaining: u64,
+    pub(crate) remaining: u64,
+    /// Those of them that translated code does not know of.
+    pub(crate) withheld: u64,
     /// What `remaining` was at the begin of the run.
     pub(super) budget: u64,
     /// Instructions at the end of the block being executed that the budget does not cover.
     pub(super) unpaid: u64,
     /// The block being executed.
-    pub(super) current: Option<BlockRef>,
+    pub(crate) current: Option<BlockRef>,
     /// RIP at its begin.
-    pub(super) entry: u64,
+    pub(crate) entry: u64,
     /// The instruction being executed is alone in its block, and the loop looks around after it.
     pub(crate) stepping: bool,
     /// Debug conditions that the current instruction has met: bits of DR6.
@@ -59,6 +61,7 @@ impl Default for Progress {
     fn default() -> Self {
         Self {
             remaining: 0,
+            withheld: 0,
             budget: 0,
             unpaid: 0,
             current: None,

@@ -1,0 +1,158 @@
+//! The stretch of memory that translated code reaches through its stack pointer: a small stack below it, and above it the
+//! few words it works with, the translation cache and the jump cache.
+//!
+//! The tables are found at constant distances, so that a probe needs no pointer. Memory is zero at first and is arranged
+//! so that zero is an empty entry; only what is used ever becomes resident.
+
+#![expect(unsafe_code, reason = "memory of its own, with a stack, shared with translated code")]
+
+use std::ops::{Deref, DerefMut};
+use std::ptr::NonNull;
+
+/// Entries of a table, one for each value of address bits 12 to 27.
+pub(crate) const SLOTS: usize = 1 << 16;
+
+/// Bytes for return addresses and signal frames below the words.
+const STACK: usize = 64 << 10;
+
+/// Bytes of a page at both ends that nothing may touch.
+const GUARD: usize = 4096;
+
+/// The translation cache of one privilege level, by linear page.
+#[repr(C)]
+pub(crate) struct Half {
+    /// What added to the last byte's address of a load gives less than a page, if the load may go on.
+    pub(crate) read: [u64; SLOTS],
+    /// The same for stores.
+    pub(crate) write: [u64; SLOTS],
+    /// Host address minus linear address.
+    pub(crate) addend: [u64; SLOTS],
+    /// Physical page, and in its low bits what is known of it.
+    pub(crate) page: [u64; SLOTS],
+}
+
+/// Where translated code continues at an instruction pointer, by that pointer's low 16 bits.
+#[repr(C)]
+pub(crate) struct Jumps {
+    /// What added to the instruction pointer gives 0.
+    pub(crate) tag: [u64; SLOTS],
+    /// Address of the translated code.
+    pub(crate) code: [u64; SLOTS],
+}
+
+/// See above. The stack pointer of translated code is [`Frame::BASE`] bytes from its begin.
+#[repr(C, align(4096))]
+pub(crate) struct Frame {
+    /// The top of the stack.
+    top: [u64; 18],
+    /// Instructions that may still be begun, less 2^32 times what has to be negative.
+    pub(crate) remaining: u64,
+    /// The vCPU.
+    pub(crate) cpu: u64,
+    /// Guest registers that have no host register.
+    pub(crate) registers: [u64; 4],
+    /// Where to go on after a call out.
+    pub(crate) resume: u64,
+    /// For one instruction.
+    pub(crate) scratch: u64,
+    /// Stack pointer of the caller.
+    pub(crate) host_stack: u64,
+    /// Status flags between the two worlds: AH as LAHF gives it, AL the overflow flag.
+    pub(crate) flags: u64,
+    /// Host MXCSR.
+    pub(crate) host_mxcsr: u64,
+    /// Supervisor, user.
+    pub(crate) halves: [Half; 2],
+    /// Supervisor, user.
+    pub(crate) jumps: [Jumps; 2],
+}
+
+impl Frame {
+    /// Distance of the stack pointer from the begin. As a shift count it is 12: the stack pointer's low bits serve as one.
+    pub(crate) const BASE: usize = 128 + 12;
+}
+
+/// A frame with its stack, mapped.
+pub(crate) struct FrameBox(NonNull<Frame>);
+
+// SAFETY: it is the only owner of its mapping.
+unsafe impl Send for FrameBox {}
+
+impl FrameBox {
+    pub(crate) fn new() -> Self {
+        let len = GUARD + STACK + size_of::<Frame>() + GUARD;
+        // SAFETY: a new mapping at an address of the kernel's choice.
+        let start = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                len,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+                -1,
+                0,
+            )
+        };
+        assert!(
+            start != libc::MAP_FAILED,
+            "{len} bytes of address space: {}",
+            std::io::Error::last_os_error()
+        );
+        for guard in [0, len - GUARD] {
+            // SAFETY: within the mapping just made.
+            let done = unsafe { libc::mprotect(start.byte_add(guard), GUARD, libc::PROT_NONE) };
+            assert!(done == 0, "a guard page: {}", std::io::Error::last_os_error());
+        }
+        // SAFETY: within the mapping.
+        let frame = unsafe { start.byte_add(GUARD + STACK) }.cast::<Frame>();
+        Self(NonNull::new(frame).unwrap_or_else(|| unreachable!("it is mapped")))
+    }
+
+    /// The stack pointer of translated code.
+    pub(crate) fn base(&self) -> u64 {
+        self.0.as_ptr().expose_provenance() as u64 + Frame::BASE as u64
+    }
+}
+
+impl Drop for FrameBox {
+    fn drop(&mut self) {
+        let len = GUARD + STACK + size_of::<Frame>() + GUARD;
+        // SAFETY: the mapping made in `new`.
+        unsafe { libc::munmap(self.0.as_ptr().byte_sub(GUARD + STACK).cast(), len) };
+    }
+}
+
+impl Deref for FrameBox {
+    type Target = Frame;
+
+    #[inline(always)]
+    fn deref(&self) -> &Frame {
+        // SAFETY: mapped, owned, and any bytes are a valid frame.
+        unsafe { self.0.as_ref() }
+    }
+}
+
+impl DerefMut for FrameBox {
+    #[inline(always)]
+    fn deref_mut(&mut self) -> &mut Frame {
+        // SAFETY: as above.
+        unsafe { self.0.as_mut() }
+    }
+}
+
+impl std::fmt::Debug for FrameBox {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("FrameBox").field(&self.0).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_stack_pointer_is_a_shift_count_of_twelve() {
+        let frame = FrameBox::new();
+        assert_eq!(frame.base() & 63, 12);
+        assert!(Frame::BASE <= std::mem::offset_of!(Frame, remaining));
+    }
+}

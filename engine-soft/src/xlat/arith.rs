@@ -1,0 +1,259 @@
+//! Instructions that leave flags undefined: shifts, multiplications, bit scans.
+//!
+//! What a CPU leaves there differs from vendor to vendor, so the interpreter has settled on something, and translated code
+//! has to leave the same, lest a run depend on its host. Where nobody can see the undefined flags, nothing is done about
+//! them; elsewhere they are put right, or the interpreter does the instruction.
+
+use iced_x86::{Instruction, Mnemonic as M, OpKind, RflagsBits as F};
+
+use super::body::Body;
+use super::emit::{RAX, RCX, RDX, Reg, Rm, op, op2};
+use super::memory::Way;
+use super::registers::{GUEST_RAX, GUEST_RCX, GUEST_RDX, Place, place};
+
+/// What a shift leaves undefined.
+const SHIFT: u32 = F::OF | F::AF;
+/// What a multiplication does.
+const PRODUCT: u32 = F::SF | F::ZF | F::AF | F::PF;
+
+/// What OF is to become.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Overflow {
+    Clear,
+    Keep,
+    /// Whether sign and carry differ.
+    Turns,
+}
+
+impl Body<'_> {
+    pub(crate) fn shift(&mut self, k: usize, i: &Instruction) -> Option<()> {
+        let group = match i.mnemonic() {
+            M::Rol => 0,
+            M::Ror => 1,
+            M::Shr => 5,
+            M::Sar => 7,
+            _ => 4,
+        };
+        let rotates = group < 2;
+        let (register, width) = match i.op0_kind() {
+            OpKind::Register => (Some(place(i.op0_register())?), i.op0_register().size() as u8),
+            _ => (None, i.memory_size().size() as u8),
+        };
+        let by_register = i.op1_kind() == OpKind::Register;
+        let count = if by_register { 0 } else { i.immediate(1) as u8 & if width == 8 { 63 } else { 31 } };
+        let visible = self.visible(k, if rotates { F::OF } else { SHIFT });
+        // Beyond the operand's width even CF is undefined.
+        let narrow = width < 4 && (by_register || count >= width * 8);
+        if visible && (by_register || rotates && count != 1) || !by_register && count == 0 || narrow {
+            return None;
+        }
+        let opcode = |byte: u8| op(byte | u8::from(width > 1));
+        if by_register {
+            match register {
+                Some(Place::Host(reg)) => {
+                    self.asm.load(RCX, GUEST_RCX);
+                    self.asm.modrm(opcode(0xD2), width, group, reg);
+                }
+                Some(slot) => {
+                    self.asm.load(RCX, GUEST_RCX);
+                    self.asm.load(RAX, slot.rm());
+                    self.asm.modrm(opcode(0xD2), width, group, RAX);
+                    self.asm.store(slot.rm(), RAX);
+                }
+                None => {
+                    let to = self.memory(i, Way::Write)?;
+                    self.asm.load(RCX, GUEST_RCX);
+                    self.asm.modrm(opcode(0xD2), width, group, to);
+                }
+            }
+            return Some(());
+        }
+        let emit = |asm: &mut super::emit::Asm, rm: Rm| {
+            asm.modrm(opcode(0xC0), width, group, rm);
+            asm.immediate(1, count.into());
+        };
+        match register {
+            Some(place) => self.on(place, true, true, |asm, reg| emit(asm, reg.into())),
+            None => {
+                let to = self.memory(i, Way::Write)?;
+                emit(&mut self.asm, to);
+            }
+        }
+        if visible && !rotates {
+            self.settle(match group {
+                4 => Overflow::Turns,
+                _ if count == 1 => Overflow::Keep,
+                _ => Overflow::Clear,
+            });
+        }
+        Some(())
+    }
+
+    /// Clears AF and does as told to OF; the other flags stay.
+    fn settle(&mut self, overflow: Overflow) {
+        self.asm.save_flags();
+        // and ah, not AF
+        self.asm.raw(&[0x80, 0xE4, 0xEF]);
+        match overflow {
+            Overflow::Keep => {}
+            // mov al, 0
+            Overflow::Clear => self.asm.raw(&[0xB0, 0]),
+            // mov cl, ah; mov al, ah; shr al, 7; and cl, 1; xor al, cl
+            Overflow::Turns => {
+                self.asm.raw(&[0x88, 0xE1, 0x88, 0xE0, 0xC0, 0xE8, 7, 0x80, 0xE1, 1, 0x30, 0xC8]);
+            }
+        }
+        self.asm.restore_flags();
+    }
+
+    pub(crate) fn double_shift(&mut self, k: usize, i: &Instruction) -> Option<()> {
+        let (to, from) = (place(i.op0_register()), place(i.op1_register())?);
+        let (to, width) = (to?, i.op0_register().size() as u8);
+        let left = i.mnemonic() == M::Shld;
+        if i.op0_kind() != OpKind::Register || width < 4 || self.visible(k, SHIFT) {
+            return None;
+        }
+        let code = if left { 0xA4 } else { 0xAC };
+        if i.op2_kind() == OpKind::Register {
+            let target = self.in_register(to, RAX);
+            let source = self.in_register(from, RDX);
+            self.asm.load(RCX, GUEST_RCX);
+            self.asm.modrm(op2(code + 1), width, source.0, target);
+            if let Place::Slot(_) = to {
+                self.asm.store(to.rm(), target);
+            }
+            return Some(());
+        }
+        let count = i.immediate(2) as u8 & if width == 8 { 63 } else { 31 };
+        if count == 0 {
+            return None;
+        }
+        let source = self.in_register(from, RDX);
+        self.on(to, true, true, |asm, reg| {
+            asm.modrm(op2(code), width, source.0, reg);
+            asm.immediate(1, count.into());
+        });
+        Some(())
+    }
+
+    pub(crate) fn multiply(&mut self, k: usize, i: &Instruction) -> Option<()> {
+        let visible = self.visible(k, PRODUCT);
+        if i.op_count() == 1 {
+            let width = match i.op0_kind() {
+                OpKind::Register => i.op0_register().size() as u8,
+                _ => i.memory_size().size() as u8,
+            };
+            if width < 4 {
+                return None;
+            }
+            let group = if i.mnemonic() == M::Mul { 4 } else { 5 };
+            let from = match i.op0_kind() {
+                OpKind::Register => place(i.op0_register())?.rm(),
+                _ => {
+                    let from = self.memory(i, Way::Read)?;
+                    self.asm.modrm(op(0x8B), width, RCX.0, from);
+                    Rm::Reg(RCX)
+                }
+            };
+            self.asm.load(RAX, GUEST_RAX);
+            self.asm.modrm(op(0xF7), width, group, from);
+            self.asm.load(GUEST_RAX, RAX);
+            self.asm.load(GUEST_RDX, RDX);
+            if visible {
+                self.settle_product(width, GUEST_RAX);
+            }
+            return Some(());
+        }
+        let (to, width) = (place(i.op0_register())?, i.op0_register().size() as u8);
+        let from = match i.op1_kind() {
+            OpKind::Register => place(i.op1_register())?.rm(),
+            _ => self.memory(i, Way::Read)?,
+        };
+        let by = (i.op_count() == 3).then(|| i.immediate(2) as i32);
+        let mut result = RCX;
+        self.on(to, by.is_none() || width < 4, true, |asm, reg| {
+            result = reg;
+            match by {
+                None => asm.modrm(op2(0xAF), width, reg.0, from),
+                Some(value) => {
+                    asm.modrm(op(0x69), width, reg.0, from);
+                    asm.immediate(width, value);
+                }
+            }
+        });
+        if visible {
+            self.settle_product(width, result);
+        }
+        Some(())
+    }
+
+    /// SF, ZF, PF of the product's low half, AF clear; CF and OF stay.
+    fn settle_product(&mut self, width: u8, low: Reg) {
+        // setc dl: carry and overflow are the same here.
+        self.asm.raw(&[0x0F, 0x92, 0xC2]);
+        self.asm.modrm(op(0x85), width, low.0, low);
+        // lahf; and ah, not AF; or ah, dl; mov al, dl
+        self.asm.raw(&[0x9F, 0x80, 0xE4, 0xEF, 0x08, 0xD4, 0x88, 0xD0]);
+        self.asm.restore_flags();
+    }
+
+    /// BT, BTS, BTR, BTC; not where a register counts bits from a memory operand.
+    pub(crate) fn bit(&mut self, i: &Instruction) -> Option<()> {
+        let group = match i.mnemonic() {
+            M::Bt => 4,
+            M::Bts => 5,
+            M::Btr => 6,
+            _ => 7,
+        };
+        let writes = group != 4;
+        match (i.op0_kind(), i.op1_kind()) {
+            (OpKind::Register, OpKind::Register) => {
+                let (to, number) = (place(i.op0_register())?, place(i.op1_register())?);
+                let width = i.op0_register().size() as u8;
+                let number = self.in_register(number, RDX);
+                self.on(to, true, writes, |asm, reg| asm.modrm(op2(0x83 | group << 3), width, number.0, reg));
+            }
+            (OpKind::Register, _) => {
+                let (to, width) = (place(i.op0_register())?, i.op0_register().size() as u8);
+                let number = i.immediate(1) as i32;
+                self.on(to, true, writes, |asm, reg| {
+                    asm.modrm(op2(0xBA), width, group, reg);
+                    asm.immediate(1, number);
+                });
+            }
+            (OpKind::Memory, OpKind::Register) => return None,
+            _ => {
+                let width = i.memory_size().size() as u8;
+                let number = i.immediate(1) as i32;
+                let to = self.memory(i, if writes { Way::Write } else { Way::Read })?;
+                self.asm.modrm(op2(0xBA), width, group, to);
+                self.asm.immediate(1, number);
+            }
+        }
+        Some(())
+    }
+
+    /// BSF and BSR: of 0 they leave the destination; the flags are those of the source.
+    pub(crate) fn scan(&mut self, i: &Instruction, byte: u8) -> Option<()> {
+        let (to, width) = (place(i.op0_register())?, i.op0_register().size() as u8);
+        if width < 4 {
+            return None;
+        }
+        let from = match i.op1_kind() {
+            OpKind::Register => place(i.op1_register())?.rm(),
+            _ => self.memory(i, Way::Read)?,
+        };
+        self.asm.modrm(op(0x8B), width, RCX.0, from);
+        let none = self.asm.jump(0xE3);
+        match to {
+            Place::Host(reg) => self.asm.modrm(op2(byte), width, reg.0, RCX),
+            Place::Slot(_) => {
+                self.asm.modrm(op2(byte), width, RAX.0, RCX);
+                self.asm.store(to.rm(), RAX);
+            }
+        }
+        self.asm.land(none);
+        self.asm.modrm(op(0x85), width, RCX.0, RCX);
+        Some(())
+    }
+}

@@ -1,0 +1,252 @@
+//! The translation of a block.
+//!
+//! It begins by taking its instructions off the budget, and leaves if that does not cover them. Then come the
+//! instructions, and behind the last one the ways out that are seldom taken: accesses that the translation cache does not
+//! know, and exits that are not linked yet.
+
+use std::mem::offset_of;
+
+use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic as M, OpKind};
+
+use super::emit::{Asm, Jump, Label, RCX, Rm, word};
+use super::thunk::{Site, Thunks};
+use crate::frame::Frame;
+use crate::insn::Insn;
+
+/// Linkable exits of a translation.
+pub(crate) const MAX_EXITS: usize = 2;
+
+/// What a translation is made of.
+#[derive(Debug)]
+pub(crate) struct Source<'a> {
+    /// The instructions as the interpreter has them,
+    pub(crate) insns: &'a [Insn],
+    /// and their bytes.
+    pub(crate) bytes: &'a [u8],
+    /// Instruction pointer of the first.
+    pub(crate) rip: u64,
+    /// The run loop has to look around behind the last one.
+    pub(crate) sync: bool,
+    /// At privilege level 3.
+    pub(crate) user: bool,
+}
+
+/// Host code, and what has to be known of it.
+#[derive(Debug)]
+pub(crate) struct Code {
+    pub(crate) bytes: Vec<u8>,
+    /// Linkable exits: offset of the jump's displacement, and the instruction pointer it leads to.
+    pub(crate) exits: Vec<(usize, u64)>,
+    /// The interpreter does the last instruction, or may, and that one tells where to go on.
+    pub(crate) leaves: bool,
+}
+
+/// An access that has to be done by the interpreter.
+#[derive(Debug, Clone, Copy)]
+struct Slow {
+    jump: Jump,
+    insn: usize,
+    resume: Option<Label>,
+}
+
+/// A translation in the making.
+#[derive(Debug)]
+pub(crate) struct Body<'a> {
+    pub(crate) asm: Asm,
+    pub(crate) thunks: Thunks,
+    pub(crate) rip: u64,
+    pub(crate) user: bool,
+    /// Fences are logged.
+    pub(crate) watching: bool,
+    pub(crate) bmi2: bool,
+    pub(crate) exits: Vec<(Jump, u64)>,
+    /// Number of the translation.
+    number: usize,
+    insns: &'a [Insn],
+    forms: Vec<Instruction>,
+    slow: Vec<Slow>,
+    /// The instruction being translated.
+    current: usize,
+}
+
+/// How to translate.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Setting {
+    pub(crate) thunks: Thunks,
+    pub(crate) watching: bool,
+    pub(crate) bmi2: bool,
+}
+
+/// Translates for an address.
+pub(crate) fn translate(source: &Source<'_>, origin: u64, number: usize, setting: Setting) -> Code {
+    let mut body = Body {
+        asm: Asm::new(origin),
+        thunks: setting.thunks,
+        rip: source.rip,
+        user: source.user,
+        watching: setting.watching,
+        bmi2: setting.bmi2,
+        exits: Vec::new(),
+        number,
+        insns: source.insns,
+        forms: decode(source),
+        slow: Vec::new(),
+        current: 0,
+    };
+    body.pay();
+    let leaves = body.instructions(source.sync);
+    body.ways_out();
+    let exits = body.exits.iter().map(|&(jump, target)| (jump.displacement(), target)).collect();
+    Code { bytes: body.asm.bytes().to_vec(), exits, leaves }
+}
+
+/// The instructions once more, in the decoder's form; an invalid one where the interpreter sees another.
+fn decode(source: &Source<'_>) -> Vec<Instruction> {
+    let mut at = 0;
+    let mut forms = Vec::with_capacity(source.insns.len());
+    for insn in source.insns {
+        let bytes = source.bytes.get(at..).unwrap_or_default();
+        let ip = source.rip.wrapping_add(at as u64);
+        let i = Decoder::with_ip(64, bytes, ip, DecoderOptions::NONE).decode();
+        let same = !i.is_invalid() && i.len() == usize::from(insn.len) && i.code() as u16 == insn.code;
+        forms.push(if same { i } else { Instruction::default() });
+        at += usize::from(insn.len);
+    }
+    forms
+}
+
+impl Body<'_> {
+    /// Takes the block's instructions off the budget.
+    fn pay(&mut self) {
+        const REMAINING: usize = offset_of!(Frame, remaining);
+        self.asm.load(RCX, word(REMAINING));
+        self.asm.lea(RCX, Rm::Base(RCX, -(self.insns.len() as i32)));
+        self.asm.store(word(REMAINING), RCX);
+        // The upper half is zero unless the whole is negative.
+        self.asm.modrm(super::emit::op(0x8B), 4, RCX.0, word(REMAINING + 4));
+        let enough = self.asm.jump(0xE3);
+        self.asm.constant(RCX, Site::new(self.number, 0).0.into());
+        self.asm.go(0xE9, self.thunks.budget);
+        self.asm.land(enough);
+    }
+
+    fn instructions(&mut self, sync: bool) -> bool {
+        let forms = std::mem::take(&mut self.forms);
+        self.forms = forms.clone();
+        let last = forms.len() - 1;
+        for (k, i) in forms.iter().enumerate() {
+            self.current = k;
+            let ends = i.flow_control() != FlowControl::Next || repeats(i);
+            let leaves = k == last && (sync || ends || i.is_invalid());
+            let (code, slow, exits) = (self.asm.here(), self.slow.len(), self.exits.len());
+            let done = if leaves && sync {
+                None
+            } else if leaves {
+                self.flow(i)
+            } else {
+                self.data(k, i)
+            };
+            if done.is_none() {
+                self.asm.cut(code);
+                self.slow.truncate(slow);
+                self.exits.truncate(exits);
+                self.interpret(k);
+            }
+            let resume = self.asm.here();
+            for slow in &mut self.slow[slow..] {
+                slow.resume = (!leaves).then_some(resume);
+            }
+            if leaves {
+                return true;
+            }
+        }
+        let end = self.insns.iter().fold(self.rip, |rip, insn| rip.wrapping_add(insn.len.into()));
+        self.exit(end);
+        false
+    }
+
+    /// Has the interpreter execute an instruction.
+    fn interpret(&mut self, k: usize) {
+        self.asm.constant(RCX, Site::new(self.number, k).0.into());
+        self.asm.go(0xE8, self.thunks.execute);
+    }
+
+    /// Has it execute the current one, elsewhere, and skips the rest of its translation.
+    pub(crate) fn slow(&mut self) {
+        let jump = self.asm.jump(0xE9);
+        self.slow.push(Slow { jump, insn: self.current, resume: None });
+    }
+
+    fn ways_out(&mut self) {
+        for Slow { jump, insn, resume } in std::mem::take(&mut self.slow) {
+            self.asm.land(jump);
+            self.interpret(insn);
+            if let Some(resume) = resume {
+                self.asm.jump_to(resume);
+            }
+        }
+        for n in 0..self.exits.len() {
+            let (jump, _) = self.exits[n];
+            self.asm.land(jump);
+            self.asm.constant(RCX, Site::new(self.number, n).0.into());
+            self.asm.go(0xE9, self.thunks.link);
+        }
+    }
+
+    /// Somebody may look at some of these flags after instruction `k`, before they are replaced.
+    pub(crate) fn visible(&self, k: usize, mut flags: u32) -> bool {
+        for i in &self.forms[k + 1..] {
+            if !is_private(i) || i.rflags_read() & flags != 0 {
+                return true;
+            }
+            flags &= !i.rflags_modified();
+            if flags == 0 {
+                return false;
+            }
+        }
+        true
+    }
+}
+
+/// An instruction that no fault, interrupt or look from outside can come with, and that changes the flags it changes
+/// whatever its operands are.
+fn is_private(i: &Instruction) -> bool {
+    let registers = i.op_kinds().all(|kind| kind != OpKind::Memory);
+    let plain = matches!(
+        i.mnemonic(),
+        M::Mov
+            | M::Add
+            | M::Or
+            | M::Adc
+            | M::Sbb
+            | M::And
+            | M::Sub
+            | M::Xor
+            | M::Cmp
+            | M::Test
+            | M::Inc
+            | M::Dec
+            | M::Neg
+            | M::Not
+            | M::Movzx
+            | M::Movsx
+            | M::Movsxd
+            | M::Bswap
+            | M::Imul
+            | M::Mul
+    );
+    let general = (0..i.op_count())
+        .all(|n| i.op_kind(n) != OpKind::Register || super::registers::place(i.op_register(n)).is_some());
+    let moves = registers && plain && general && !(i.mnemonic() == M::Mul && i.op0_register().size() < 4);
+    let fixed = matches!(i.mnemonic(), M::Shl | M::Shr | M::Sar)
+        && i.op0_kind() == OpKind::Register
+        && general
+        && i.op1_kind() != OpKind::Register
+        && i.immediate(1) & 31 != 0;
+    moves || i.mnemonic() == M::Lea || fixed
+}
+
+/// A string instruction that may leave RIP at itself.
+fn repeats(i: &Instruction) -> bool {
+    i.is_string_instruction() && (i.has_rep_prefix() || i.has_repne_prefix())
+}

@@ -1,0 +1,152 @@
+//! The translator: guest x86-64 to host x86-64, block by block.
+//!
+//! Guest code runs as host code of the same kind. Its registers are in host registers, its flags are the host's flags, and
+//! its memory operands go by the translation cache of [`crate::mmu`], probed inline. What is not worth a translation of
+//! its own, and every access that the cache does not know, is done by the interpreter's function for that instruction,
+//! from within translated code: so the two agree on everything by construction, and any instruction works.
+//!
+//! A translation belongs to one decoded [`crate::block`] at one linear address and privilege. It counts as many
+//! instructions as the block, so budgets end where they end under the interpreter; the last few, which the budget covers
+//! only in part, are the interpreter's. When the block is dropped, because its code has changed, the translation's first
+//! bytes become a way out: jumps that lead there need not be known.
+
+mod arena;
+mod arith;
+mod body;
+mod data;
+mod emit;
+mod flow;
+mod memory;
+mod registers;
+mod run;
+mod thunk;
+
+use crate::block::BlockRef;
+use arena::Arena;
+use body::{Setting, Source, translate};
+use thunk::{Site, Thunks};
+
+/// Times that a block is interpreted before it is translated.
+pub(crate) const WARM: u8 = 6;
+/// A block of [`crate::block::MAX_INSNS`] instructions needs no more than this.
+const ROOM: usize = 64 << 10;
+
+/// A translated block.
+#[derive(Debug)]
+pub(crate) struct Translation {
+    block: BlockRef,
+    /// Instruction pointer of its first instruction.
+    rip: u64,
+    user: bool,
+    /// The interpreter's word is final on where its last instruction goes.
+    leaves: bool,
+    /// Address of the code.
+    entry: u64,
+    exits: [Exit; body::MAX_EXITS],
+    /// Another translation of the same block, its number and one.
+    next: u32,
+}
+
+/// A way on within the page.
+#[derive(Debug, Clone, Copy, Default)]
+struct Exit {
+    /// Instruction pointer.
+    target: u64,
+    /// Address of the displacement of the jump there.
+    patch: u64,
+}
+
+/// Translated code of a partition.
+#[derive(Debug)]
+pub(crate) struct Translator {
+    arena: Arena,
+    thunks: Thunks,
+    /// End of the thunks in the arena.
+    begin: usize,
+    translations: Vec<Translation>,
+    /// Fences are logged, so instructions that imply one are not translated.
+    pub(crate) watching: bool,
+    bmi2: bool,
+}
+
+impl Translator {
+    /// Empty.
+    pub(crate) fn new() -> std::io::Result<Self> {
+        let mut arena = Arena::new()?;
+        let (code, thunks) = thunk::write(arena.next(), run::execute);
+        arena.add(&code);
+        let begin = arena.used();
+        let bmi2 = std::arch::is_x86_feature_detected!("bmi2");
+        Ok(Self { arena, thunks, begin, translations: Vec::new(), watching: false, bmi2 })
+    }
+
+    /// No further translation fits before [`Translator::clear`].
+    pub(crate) fn is_full(&self) -> bool {
+        self.arena.room() < ROOM || self.translations.len() >= Site::MAX
+    }
+
+    /// Forgets everything but the thunks.
+    pub(crate) fn clear(&mut self) {
+        self.translations.clear();
+        self.arena.shorten(self.begin);
+    }
+
+    /// The translation of a block here, if there is one. The list begins at `first`, a number and one.
+    fn find(&self, mut first: u32, rip: u64, user: bool) -> Option<usize> {
+        while first != 0 {
+            let number = first as usize - 1;
+            let translation = self.translations.get(number)?;
+            if translation.rip == rip && translation.user == user {
+                return Some(number);
+            }
+            first = translation.next;
+        }
+        None
+    }
+
+    /// Makes one. The bytes are those of the block's instructions.
+    fn make(&mut self, block: BlockRef, bytes: &[u8], rip: u64, user: bool) -> usize {
+        let number = self.translations.len();
+        let header = block.header();
+        let source = Source { insns: block.insns(), bytes, rip, sync: header.sync, user };
+        let setting = Setting { thunks: self.thunks, watching: self.watching, bmi2: self.bmi2 };
+        let entry = self.arena.next();
+        let code = translate(&source, entry, number, setting);
+        self.arena.add(&code.bytes);
+        let mut exits = [Exit::default(); body::MAX_EXITS];
+        for (exit, (offset, target)) in exits.iter_mut().zip(code.exits) {
+            *exit = Exit { target, patch: entry + offset as u64 };
+        }
+        let next = header.translation.replace(number as u32 + 1);
+        self.translations.push(Translation { block, rip, user, leaves: code.leaves, entry, exits, next });
+        number
+    }
+
+    /// A block was dropped: nobody may run its translations any more.
+    pub(crate) fn drop_block(&mut self, block: BlockRef) {
+        let mut first = block.header().translation.get();
+        while first != 0 {
+            let number = first as usize - 1;
+            let Some(translation) = self.translations.get(number) else { return };
+            first = translation.next;
+            let mut code = emit::Asm::new(translation.entry);
+            code.constant(emit::RCX, Site::new(number, 0).0.into());
+            code.go(0xE9, self.thunks.dead);
+            self.arena.replace(translation.entry, code.bytes());
+        }
+    }
+
+    /// Lets a jump go to a translation.
+    fn link(&mut self, patch: u64, to: usize) {
+        let distance = self.translations[to].entry.wrapping_sub(patch + 4);
+        self.arena.patch(patch, distance as i32);
+    }
+
+    /// Lets whoever jumps to a dead translation go to its successor.
+    fn forward(&mut self, dead: usize, to: usize) {
+        let entry = self.translations[dead].entry;
+        let mut code = emit::Asm::new(entry);
+        code.go(0xE9, self.translations[to].entry);
+        self.arena.replace(entry, code.bytes());
+    }
+}

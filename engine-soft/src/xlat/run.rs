@@ -1,0 +1,217 @@
+//! From translation to translation, by way of the run loop.
+
+#![expect(unsafe_code, reason = "translated code is called, and calls back with the vCPU's address")]
+
+use super::thunk::{Departure, Site, reason};
+use super::{Translation, WARM};
+use crate::block::BlockRef;
+use crate::cpu::Cpu;
+use crate::flags::{Flags, bit};
+use crate::insn::RIP;
+use crate::run::Left;
+use crate::trap::Trap;
+
+const RIP_SLOT: usize = RIP as usize;
+
+/// Instructions that translated code counts at most before it comes back.
+const STRETCH: u64 = 1 << 31;
+
+/// A function: the frame's base and translated code.
+type Enter = extern "sysv64" fn(u64, u64) -> Departure;
+
+impl Cpu {
+    /// From block to block, translated where they are warm: [`Cpu::run_blocks`] for 64-bit code.
+    pub(crate) fn run_translated(&mut self) -> Left {
+        let mut from = None;
+        loop {
+            let rip = self.gpr[RIP_SLOT];
+            let generation = self.shared.blocks.generation;
+            let block = match self.lookup(rip) {
+                Ok(block) => block,
+                Err(Trap) => return self.trapped(0),
+            };
+            if generation != self.shared.blocks.generation {
+                from = None;
+            }
+            let count = u64::from(block.header().count());
+            if self.progress.remaining < count {
+                return self.run_partly(block, rip, count);
+            }
+            let Some(number) = self.translation(block, rip) else {
+                from = None;
+                if let Err(left) = self.execute(block, rip, count) {
+                    return left;
+                }
+                self.progress.current = None;
+                if block.header().sync {
+                    return Left::Look;
+                }
+                continue;
+            };
+            if let Some(site) = from.take() {
+                self.connect(site, number);
+            }
+            match self.run_from(number) {
+                Next::Go => {}
+                Next::From(departure) => from = Some(departure),
+                Next::Left(left) => return left,
+            }
+        }
+    }
+
+    /// The number of a block's translation here; made now if it is warm.
+    fn translation(&mut self, block: BlockRef, rip: u64) -> Option<usize> {
+        let user = self.cpl == 3;
+        let header = block.header();
+        let blocks = &mut self.shared.blocks;
+        let translator = blocks.translator.as_mut()?;
+        if let Some(number) = translator.find(header.translation.get(), rip, user) {
+            return Some(number);
+        }
+        let heat = header.heat.get();
+        if heat < WARM || header.crosses() || translator.is_full() {
+            header.heat.set(heat.saturating_add(1));
+            return None;
+        }
+        let mut bytes = [0; 4096];
+        let (gpa, len) = header.place();
+        let bytes = &mut bytes[..len];
+        self.shared.ram.read(gpa, bytes).then(|| translator.make(block, bytes, rip, user))
+    }
+
+    /// Lets the code that came here come directly the next time.
+    fn connect(&mut self, from: From, number: usize) {
+        let Some(translator) = self.shared.blocks.translator.as_mut() else { return };
+        match from {
+            From::Exit(site) => {
+                let exit = translator.translations[site.translation()].exits[site.part()];
+                if exit.target == translator.translations[number].rip {
+                    translator.link(exit.patch, number);
+                }
+            }
+            From::Dead(dead) => {
+                let (old, new) = (&translator.translations[dead], &translator.translations[number]);
+                // In another mapping of this address the old code may be alive.
+                if old.block.header().is_dead()
+                    && old.block.header().place().0 == new.block.header().place().0
+                {
+                    translator.forward(dead, number);
+                }
+            }
+        }
+    }
+
+    /// Runs translated code until it leaves.
+    fn run_from(&mut self, number: usize) -> Next {
+        let cpu: *mut Self = self;
+        let Some(translator) = self.shared.blocks.translator.as_ref() else { return Next::Go };
+        let Translation { entry, rip, user, .. } = translator.translations[number];
+        let enter = translator.thunks.enter;
+        let global = self.tlb.is_global(rip);
+        self.tlb.remember_jump(rip, entry, user, global);
+        let stretch = self.progress.remaining.min(STRETCH);
+        self.progress.withheld = self.progress.remaining - stretch;
+        self.tlb.frame.remaining = stretch;
+        self.tlb.frame.flags = ax(&self.flags);
+        self.tlb.frame.cpu = cpu.expose_provenance() as u64;
+        let base = self.tlb.frame.base();
+        // SAFETY: the thunk at this address is a function of that kind.
+        let enter: Enter =
+            unsafe { std::mem::transmute(std::ptr::with_exposed_provenance::<()>(enter as usize)) };
+        let Departure { reason, detail } = enter(base, entry);
+        self.progress.current = None;
+        self.progress.remaining = self.progress.withheld + self.tlb.frame.remaining;
+        let site = Site(detail as u32);
+        match reason {
+            reason::LOOK => return Next::Left(Left::Look),
+            // The interpreter has been the last to change flags.
+            reason::TRAPPED => return Next::Left(self.trapped(detail)),
+            _ => {}
+        }
+        self.flags.set_status(from_ax(self.tlb.frame.flags));
+        let Some(translator) = self.shared.blocks.translator.as_ref() else { return Next::Go };
+        match reason {
+            reason::LINK => {
+                self.gpr[RIP_SLOT] = translator.translations[site.translation()].exits[site.part()].target;
+                Next::From(From::Exit(site))
+            }
+            reason::DEAD => {
+                self.gpr[RIP_SLOT] = translator.translations[site.translation()].rip;
+                Next::From(From::Dead(site.translation()))
+            }
+            reason::BUDGET => {
+                let translation = &translator.translations[site.translation()];
+                self.gpr[RIP_SLOT] = translation.rip;
+                let count = translation.block.insns().len() as u64;
+                self.progress.remaining = self.progress.remaining.wrapping_add(count);
+                Next::Go
+            }
+            _ => Next::Go,
+        }
+    }
+
+    /// One instruction of a translation.
+    fn execute_site(&mut self, site: Site) -> Departure {
+        let Some(translator) = self.shared.blocks.translator.as_ref() else {
+            unreachable!("translated code is running")
+        };
+        let Translation { block, rip, leaves, .. } = translator.translations[site.translation()];
+        let (insns, n) = (block.insns(), site.part());
+        let insn = &insns[n];
+        let start = insns[..n].iter().fold(rip, |rip, insn| rip.wrapping_add(insn.len.into()));
+        let next = start.wrapping_add(insn.len.into());
+        self.gpr[RIP_SLOT] = next;
+        self.flags.set_status(from_ax(self.tlb.frame.flags));
+        self.progress.remaining = self.progress.withheld + self.tlb.frame.remaining;
+        self.progress.current = Some(block);
+        self.progress.entry = rip;
+        if (insn.exec)(self, insn).is_err() {
+            self.gpr[RIP_SLOT] = start;
+            return Departure { reason: reason::TRAPPED, detail: (insns.len() - n) as u64 };
+        }
+        self.tlb.frame.flags = ax(&self.flags);
+        let reason = match leaves && n + 1 == insns.len() {
+            false => reason::NONE,
+            true if block.header().sync => reason::LOOK,
+            true => reason::JUMP,
+        };
+        Departure { reason, detail: 0 }
+    }
+}
+
+/// Executes one instruction by the interpreter, from translated code.
+pub(super) extern "sysv64" fn execute(cpu: *mut Cpu, site: Site) -> Departure {
+    // SAFETY: `run_from` has put the vCPU's address there, and nobody else uses it while translated code runs.
+    let cpu = unsafe { &mut *cpu };
+    cpu.execute_site(site)
+}
+
+/// How to go on.
+enum Next {
+    /// From the instruction pointer.
+    Go,
+    /// As well, and the code that was left wants to be connected to what comes.
+    From(From),
+    /// Not here.
+    Left(Left),
+}
+
+/// What leads to the next translation.
+#[derive(Debug, Clone, Copy)]
+enum From {
+    /// A linkable exit.
+    Exit(Site),
+    /// A dead translation, by its number.
+    Dead(usize),
+}
+
+/// Status flags as [`crate::frame::Frame::flags`] has them.
+fn ax(flags: &Flags) -> u64 {
+    let status = flags.status();
+    (status & 0xFF) << 8 | status >> 11 & 1
+}
+
+/// An RFLAGS image of them.
+fn from_ax(ax: u64) -> u64 {
+    ax >> 8 & (bit::STATUS & 0xFF) | (ax & 1) << 11
+}
