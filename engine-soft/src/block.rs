@@ -320,6 +320,16 @@ impl Blocks {
         }
     }
 
+    /// Fences are logged from now on, or no longer.
+    pub(crate) fn set_watching(&mut self, on: bool) {
+        if let Some(translator) = &mut self.translator
+            && translator.watching != on
+        {
+            translator.watching = on;
+            self.clear();
+        }
+    }
+
     /// No further block fits before [`Blocks::clear`].
     pub(crate) fn is_full(&self) -> bool {
         self.arena.chunks.len() >= MAX_CHUNKS || self.translator.as_ref().is_some_and(|code| code.is_full())

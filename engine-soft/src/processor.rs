@@ -44,6 +44,8 @@ impl Bench {
             self.turns.shared().memory_changed(range);
         }
         if self.common.events.adopt(self.turns.shared()) {
+            let shared = self.turns.shared();
+            shared.blocks.set_watching(shared.watch.is_on());
             self.turns.all().iter_mut().for_each(Cpu::flush_tlb);
         }
         match (std::mem::replace(&mut self.owed, Owed::Nothing), entry) {

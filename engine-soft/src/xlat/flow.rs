@@ -41,7 +41,7 @@ impl Body<'_> {
                 let from = self.probe(Address::In(GUEST_RSP), 8, Way::Read);
                 self.asm.load(RAX, from);
                 self.known_jump();
-                let drop = i32::try_from(i.stack_pointer_increment()).ok()?;
+                let drop = i.stack_pointer_increment();
                 self.asm.lea(GUEST_RSP, Rm::Base(GUEST_RSP, drop));
                 self.asm.modrm(op(0xFF), 4, 4, self.code_entry(RDX));
             }
