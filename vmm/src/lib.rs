@@ -16,6 +16,7 @@ pub mod nvdimm;
 mod outcome;
 mod remote;
 mod session;
+mod sight;
 mod transcript;
 
 pub use devices::virtio::DiskSpec;
@@ -24,3 +25,4 @@ pub use error::{Error, Result};
 pub use machine::{Machine, MachineSpec, Wiring};
 pub use outcome::{Mark, Outcome, Report, Statistics};
 pub use remote::{Keyboard, Remote, StopReason};
+pub use sight::{Sight, VirtualMemory};
