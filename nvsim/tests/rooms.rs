@@ -7,16 +7,17 @@ use serde_json::Value;
 
 /// Each room with all that it may use. A room further down never knows one further up; only `vmm` knows both an engine
 /// and the medium.
-const ARROWS: [(&str, &[&str]); 9] = [
-    ("nvsim", &["vmm", "guest-image", "guest-agent", "engine", "trace"]),
+const ARROWS: [(&str, &[&str]); 10] = [
+    ("nvsim", &["vmm", "guest-image", "guest-agent", "engine", "symbols", "trace"]),
     ("guest-image", &[]),
     ("guest-agent", &[]),
-    ("vmm", &["engine", "engine-kvm", "engine-soft", "nvdimm-model", "trace"]),
+    ("vmm", &["engine", "engine-kvm", "engine-soft", "nvdimm-model", "symbols", "trace"]),
     ("trace", &["nvdimm-model"]),
     ("engine-kvm", &["engine"]),
     ("engine-soft", &["engine"]),
     ("engine", &[]),
     ("nvdimm-model", &[]),
+    ("symbols", &[]),
 ];
 
 /// The rooms as they are: each with the rooms that its library or program uses.

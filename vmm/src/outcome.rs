@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use engine::ExitKind;
+use engine::{CpuState, ExitKind, VcpuId};
 use serde::Serialize;
 
 /// Why a run ended.
@@ -57,6 +57,9 @@ pub struct Statistics {
     pub exits: BTreeMap<&'static str, u64>,
     /// The first marks of the last boot, at most [`Statistics::MARKS`].
     pub marks: Vec<Mark>,
+    /// Each processor as it was when the last boot ended: where it stood, and on which stack.
+    #[serde(skip)]
+    pub processors: Vec<(VcpuId, CpuState)>,
 }
 
 impl Statistics {
@@ -73,6 +76,7 @@ impl Statistics {
         for (name, count) in &other.exits {
             *self.exits.entry(name).or_default() += count;
         }
+        self.processors.extend(other.processors.iter().cloned());
     }
 }
 

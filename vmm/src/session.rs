@@ -88,6 +88,7 @@ impl<'a> Session<'a> {
             own.into_iter().chain(spawned.into_iter().flatten().map(join)).collect()
         });
         self.remote.attach(None);
+        statistics.processors.clear();
         counted.iter().for_each(|one| statistics.absorb(one));
         statistics.guest_time += self.partition.now();
         if let Some(instructions) = self.partition.instructions() {
@@ -112,14 +113,18 @@ impl<'a> Session<'a> {
     fn drive(&self, seat: Box<dyn Seat>, boot: &CpuState, statistics: &mut Statistics) -> Result<()> {
         let vcpus = seat.vcpus();
         let mut processor = seat.bind()?;
-        for vcpu in vcpus {
+        for &vcpu in &vcpus {
             if vcpu == 0 {
                 processor.restore(vcpu, boot)?;
             } else {
                 processor.restore(vcpu, &CpuState::reset(vcpu))?;
             }
         }
-        self.go(&mut *processor, statistics)
+        let went = self.go(&mut *processor, statistics);
+        // Where they stand tells why it ended; an engine that has failed may not know.
+        let states = vcpus.into_iter().filter_map(|vcpu| Some((vcpu, processor.save(vcpu).ok()?)));
+        statistics.processors.extend(states);
+        went
     }
 
     fn go(&self, processor: &mut dyn Processor, statistics: &mut Statistics) -> Result<()> {

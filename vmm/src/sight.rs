@@ -151,7 +151,7 @@ mod tests {
     fn guest() -> (GuestMemory, CpuState) {
         let plan = MemoryPlan::new(64 * MIB, &[]).unwrap();
         let memory = crate::memory::map(&plan, &[]).unwrap();
-        let mut put = |at: u64, entry: u64| memory.write_obj(entry, GuestAddress(at)).unwrap();
+        let put = |at: u64, entry: u64| memory.write_obj(entry, GuestAddress(at)).unwrap();
         put(0x1000, 0x2003);
         put(0x1008, 0x1003);
         put(0x2000, 0x3003);

@@ -3,6 +3,7 @@
 mod console;
 mod control;
 mod plan;
+mod stand;
 mod summary;
 mod terminal;
 mod verdict;
@@ -18,6 +19,7 @@ use crate::cli::RunArgs;
 use console::Console;
 use control::{Control, Report};
 use plan::Plan;
+use stand::Stand;
 use summary::Summary;
 use terminal::{Input, Terminal};
 use verdict::Verdict;
@@ -50,6 +52,7 @@ pub fn run(args: RunArgs) -> Result<ExitCode> {
         dimms: plan.dimms,
         remote: remote.clone(),
     };
+    let kernel = plan.spec.boot.kernel.clone();
     let mut machine = Machine::new(plan.spec, wiring, plan.engine)?;
     args.disk.iter().try_for_each(|disk| machine.plug(disk))?;
     if let Some(keyboard) = keyboard {
@@ -78,9 +81,11 @@ pub fn run(args: RunArgs) -> Result<ExitCode> {
         let style = crate::cli::ERROR;
         anstream::eprintln!("{style}nvsim:{style:#} {message}");
     }
+    let stands = Stand::all(&machine, &report, &kernel);
+    stands.iter().for_each(|stand| eprintln!("{stand}"));
     if args.json {
-        let summary =
-            Summary::new(&machine, &report, &told, &verdict, (ready - started, ready.elapsed()), args.hash);
+        let times = (ready - started, ready.elapsed());
+        let summary = Summary::new(&machine, &report, &told, &verdict, times, args.hash).standing(&stands);
         summary.write(args.summary.as_deref())?;
     }
     Ok(ExitCode::from(verdict.code))

@@ -9,6 +9,7 @@ use serde::Serialize;
 use vmm::{Machine, Mark, Outcome, Report};
 
 use super::control::Told;
+use super::stand::Stand;
 use super::verdict::Verdict;
 
 /// What `--json` prints. Times are in seconds.
@@ -40,6 +41,9 @@ pub struct Summary<'a> {
     exits: &'a BTreeMap<&'static str, u64>,
     /// Marks of the last boot.
     marks: &'a [Mark],
+    /// Where the processors stood, when the run did not end as it should.
+    #[serde(skip_serializing_if = "<[Stand]>::is_empty")]
+    processors: &'a [Stand],
     /// BLAKE3 of guest memory at the end, when asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     memory_hash: Option<String>,
@@ -70,8 +74,14 @@ impl<'a> Summary<'a> {
             resets: report.statistics.resets,
             exits: &report.statistics.exits,
             marks: &report.statistics.marks,
+            processors: &[],
             memory_hash: hash.then(|| machine.memory_hash()),
         }
+    }
+
+    /// Adds where the processors stood.
+    pub fn standing(self, processors: &'a [Stand]) -> Self {
+        Self { processors, ..self }
     }
 
     /// Writes to the file, or to standard error.
