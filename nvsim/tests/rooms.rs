@@ -7,12 +7,13 @@ use serde_json::Value;
 
 /// Each room with all that it may use. A room further down never knows one further up; only `vmm` knows both an engine
 /// and the medium.
-const ARROWS: [(&str, &[&str]); 10] = [
-    ("nvsim", &["vmm", "guest-image", "guest-agent", "engine", "symbols", "trace"]),
+const ARROWS: [(&str, &[&str]); 11] = [
+    ("nvsim", &["vmm", "guest-image", "guest-agent", "engine", "symbols", "trace", "view"]),
     ("guest-image", &[]),
     ("guest-agent", &[]),
     ("vmm", &["engine", "engine-kvm", "engine-soft", "nvdimm-model", "symbols", "trace"]),
     ("trace", &["nvdimm-model"]),
+    ("view", &["nvdimm-model", "trace"]),
     ("engine-kvm", &["engine"]),
     ("engine-soft", &["engine"]),
     ("engine", &[]),

@@ -24,6 +24,7 @@ pub mod tag {
     pub const HEADER: u8 = b'H';
     pub const BLOCKS: u8 = b'B';
     pub const START: u8 = b'S';
+    pub const NAMES: u8 = b'N';
     pub const EVENTS: u8 = b'E';
     pub const END: u8 = b'Z';
 }

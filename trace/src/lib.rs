@@ -8,6 +8,7 @@
 //! | `H` | [`Header`] | who ran what, on which DIMMs |
 //! | `B` | blocks | the DIMMs' files at the start: each block of 4 KiB that is not zero |
 //! | `S` | start | the hash of each DIMM's file at the start |
+//! | `N` | names | what code at some addresses is called: `(address, name)`, before the events that lead there |
 //! | `E` | events | see [`Event`]; coded by difference to the one before, anew in each chunk |
 //! | `Z` | [`End`] | totals; a file without it was cut short |
 //!
@@ -25,6 +26,13 @@ mod tests;
 mod when;
 mod write;
 
+/// A frame's address, and whether it is no more than likely ([`GUESS`]).
+#[must_use]
+pub fn frame(frame: u64) -> (u64, bool) {
+    let guess = (frame >> 62 ^ frame >> 63) & 1 == 1;
+    (if guess { frame ^ GUESS } else { frame }, guess)
+}
+
 pub use error::{Error, Result};
 pub use event::{Area, Event, Kind};
 pub use header::{DimmHeader, End, Header, ZoneHeader};
@@ -36,5 +44,8 @@ pub use write::Writer;
 pub const BLOCK: usize = 4096;
 /// The format that this crate writes and reads.
 pub const FORMAT: u32 = 1;
+/// A frame of a call chain that is no more than likely has this bit the other way round: an address of which bits 62 and 63
+/// differ is none that a processor takes.
+pub const GUESS: u64 = 1 << 62;
 /// How a trace begins.
 pub const MAGIC: &[u8; 16] = b"nvsim trace\r\n\x1a\0\0";

@@ -1,5 +1,6 @@
 //! Reading a trace.
 
+use std::collections::HashMap;
 use std::io::Read;
 
 use crate::chunk::{self, Refusal, tag};
@@ -20,6 +21,7 @@ pub struct Reader<R: Read> {
     hashes: Vec<blake3::Hasher>,
     start: Vec<[u8; 32]>,
     chains: Vec<Box<[u64]>>,
+    names: HashMap<u64, Box<str>>,
 }
 
 #[derive(Debug)]
@@ -30,6 +32,8 @@ enum State {
     End(End),
 }
 
+/// No trace has more names.
+const NAMES: usize = 1 << 22;
 /// Bytes of a block in a chunk: the DIMM's slot, the block's number, the block.
 const ENTRY: usize = 1 + 8 + BLOCK;
 
@@ -61,6 +65,7 @@ impl<R: Read> Reader<R> {
             hashes: Vec::new(),
             start: Vec::new(),
             chains: Vec::new(),
+            names: HashMap::new(),
         };
         let at = reader.offset;
         if reader.chunk()? != tag::HEADER {
@@ -139,6 +144,14 @@ impl<R: Read> Reader<R> {
                 tag::EVENTS => {
                     self.state = State::Events(Decoder::new(std::mem::take(&mut self.payload)));
                 }
+                tag::NAMES => {
+                    let names: Vec<(u64, Box<str>)> = self.record(offset)?;
+                    if self.names.len() + names.len() > NAMES {
+                        return Err(self.damaged(offset, "it has more names than a kernel has code"));
+                    }
+                    self.names.extend(names);
+                    self.payload.clear();
+                }
                 tag::END => {
                     let end: End = self.record(offset)?;
                     if end.events != self.events {
@@ -159,6 +172,12 @@ impl<R: Read> Reader<R> {
     #[must_use]
     pub fn chain(&self, number: u32) -> &[u64] {
         (number as usize).checked_sub(1).and_then(|n| self.chains.get(n)).map_or(&[], |frames| frames)
+    }
+
+    /// What code at an address is called, as far as events so far have led there.
+    #[must_use]
+    pub fn name(&self, address: u64) -> Option<&str> {
+        self.names.get(&address).map(AsRef::as_ref)
     }
 
     /// The hash of each DIMM's file at the start, once the blocks were read.

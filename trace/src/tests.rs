@@ -247,6 +247,35 @@ fn chains_are_kept_once() {
 }
 
 #[test]
+fn names_come_before_the_events_that_lead_there() {
+    let mut writer = Writer::new(Vec::new(), &header()).unwrap();
+    let kind = Kind::Fence(FenceKind::Sfence);
+    writer.name(0x10, "first+0x1 [module]".to_owned());
+    writer.name(0x10, "another".to_owned());
+    assert!(writer.is_named(0x10) && !writer.is_named(0x20));
+    let event = |rip| Event { vcpu: 0, instruction: 1, time: 1, rip, chain: 0, kind };
+    writer.event(&event(0x10)).unwrap();
+    writer.flush().unwrap();
+    writer.name(0x20, "second".to_owned());
+    writer.event(&event(0x20)).unwrap();
+    let bytes = writer.finish(&End::default()).unwrap();
+    let mut reader = Reader::new(&bytes[..]).unwrap();
+    reader.next_event().unwrap();
+    assert_eq!((reader.name(0x10), reader.name(0x20)), (Some("first+0x1 [module]"), None));
+    reader.next_event().unwrap();
+    assert_eq!(reader.name(0x20), Some("second"));
+    assert!(reader.next_event().unwrap().is_none() && reader.end().is_some());
+}
+
+#[test]
+fn a_guess_is_told_from_a_frame() {
+    for address in [0xffff_ffff_8100_0000, 0x40_1000] {
+        assert_eq!(frame(address), (address, false));
+        assert_eq!(frame(address ^ GUESS), (address, true));
+    }
+}
+
+#[test]
 fn a_trace_larger_than_a_chunk_is_a_stream() {
     let store = Owned { at: (0, 0, 0, 0, 0), kind: 2, address: 1 << 32, number: 0, data: vec![7; 60_000] };
     let events = vec![store; 100];

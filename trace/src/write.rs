@@ -1,6 +1,6 @@
 //! Writing a trace.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::Write;
 
 use crate::chunk::{self, tag};
@@ -21,6 +21,9 @@ pub struct Writer<W: Write> {
     started: bool,
     encoder: Encoder,
     chains: HashMap<Box<[u64]>, u32>,
+    named: HashSet<u64>,
+    /// Names that wait for their chunk.
+    names: Vec<(u64, String)>,
     /// A sealed chunk.
     sealed: Vec<u8>,
     /// Bytes of the coded events before compression, and of the data in them.
@@ -44,6 +47,8 @@ impl<W: Write> Writer<W> {
             started: false,
             encoder: Encoder::new(),
             chains: HashMap::new(),
+            named: HashSet::new(),
+            names: Vec::new(),
             sealed: Vec::new(),
             coded: 0,
             data: 0,
@@ -108,6 +113,19 @@ impl<W: Write> Writer<W> {
         Ok(number)
     }
 
+    /// What code at an address is called. Only the first name of an address counts: see [`Writer::is_named`].
+    pub fn name(&mut self, address: u64, name: String) {
+        if self.named.insert(address) {
+            self.names.push((address, name));
+        }
+    }
+
+    /// Whether an address has been given a name.
+    #[must_use]
+    pub fn is_named(&self, address: u64) -> bool {
+        self.named.contains(&address)
+    }
+
     /// The next event.
     ///
     /// # Errors
@@ -144,6 +162,11 @@ impl<W: Write> Writer<W> {
     /// # Errors
     /// [`Error::Io`].
     pub fn flush(&mut self) -> Result<()> {
+        let names = std::mem::take(&mut self.names);
+        if !names.is_empty() {
+            self.start()?;
+            self.record(tag::NAMES, &names)?;
+        }
         let events = self.encoder.take();
         if !events.is_empty() {
             self.coded += events.len() as u64;

@@ -81,6 +81,8 @@ pub struct Medium {
     /// What each DIMM's next hint makes sure.
     fenced: Vec<Vec<Raise>>,
     any_posted: bool,
+    /// Lines whose floor is not their top.
+    in_doubt: usize,
     events: u64,
     /// The name of the base, if it is not that of the start.
     settled: ImageName,
@@ -110,6 +112,7 @@ impl Medium {
             remembered: Vec::new(),
             fenced,
             any_posted: false,
+            in_doubt: 0,
             events: 0,
             settled: ImageName::default(),
             warnings: Warnings::default(),
@@ -143,6 +146,16 @@ impl Medium {
     /// Number of steps recorded: stores, counted once for each line that they touch.
     pub fn steps(&self) -> u64 {
         self.log.count()
+    }
+
+    /// Number of lines in doubt now.
+    pub fn lines_in_doubt(&self) -> usize {
+        self.in_doubt
+    }
+
+    /// Whether the line at an address is in doubt now.
+    pub fn is_in_doubt(&self, address: u64) -> bool {
+        self.lines.get(&(address / LINE)).is_some_and(|marks| marks.floor != marks.top)
     }
 
     /// What a guest did that it should not have.
@@ -215,6 +228,7 @@ impl Medium {
         entry.top = top;
 
         let undecided = before.floor != before.top;
+        self.in_doubt += usize::from(!undecided);
         // The newest step tells of what class the undecided ones are; where nothing was ever posted, all are cached.
         let posted = self.any_posted || class != Class::Cached;
         let meets = undecided && posted && self.log.step(before.top).class != class;
@@ -289,6 +303,7 @@ impl Medium {
 
     fn raise(&mut self, raise: Raise) {
         let Some(marks) = self.lines.get_mut(&raise.line) else { return };
+        let undecided = marks.floor != marks.top;
         let Some(floors) = self.chunked.get_mut(&raise.line) else {
             // All undecided steps of such a line are of one class.
             let applies = match raise.what {
@@ -297,6 +312,7 @@ impl Medium {
             };
             if applies {
                 marks.floor = marks.floor.max(raise.step);
+                self.in_doubt -= usize::from(undecided && marks.floor == marks.top);
             }
             return;
         };
@@ -316,6 +332,7 @@ impl Medium {
         if newest_by_chunk(&self.log, *marks).iter().zip(floors.iter()).all(|(newest, floor)| newest <= floor)
         {
             marks.floor = marks.top;
+            self.in_doubt -= usize::from(undecided);
             self.chunked.remove(&raise.line);
         }
     }

@@ -310,7 +310,9 @@ fn picks_are_complete(medium: &Medium) {
     let zero = |_: u64| [0; 64];
     let cut = medium.cut(&zero);
     let mut states = num_bigint::BigUint::from(1u32);
+    assert_eq!(medium.lines_in_doubt(), medium.undecided().len());
     for line in medium.undecided() {
+        assert!(medium.is_in_doubt(line.address));
         let contents: HashSet<_> = medium
             .picks(line.address)
             .map(|pick| {

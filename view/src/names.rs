@@ -1,0 +1,73 @@
+//! Code by name, and numbers as people read them.
+
+use std::io::Read;
+
+use trace::Reader;
+
+/// What an address is called; the bare number where it has no name.
+pub fn place<R: Read>(reader: &Reader<R>, address: u64) -> String {
+    reader.name(address).map_or_else(|| format!("{address:#x}"), str::to_owned)
+}
+
+/// The calls that led to an instruction, the innermost first, without the instruction's own place; what is no more than
+/// likely has a `?` before it.
+pub fn callers<R: Read>(reader: &Reader<R>, chain: u32, rip: u64) -> Vec<String> {
+    let frames = reader.chain(chain);
+    let own = frames.first().is_some_and(|&first| same_function(reader, trace::frame(first).0, rip));
+    frames
+        .iter()
+        .skip(usize::from(own))
+        .map(|&frame| {
+            let (address, guess) = trace::frame(frame);
+            format!("{}{}", if guess { "? " } else { "" }, place(reader, address))
+        })
+        .collect()
+}
+
+/// A chain is taken one instruction after the event, most often in the same function.
+fn same_function<R: Read>(reader: &Reader<R>, one: u64, other: u64) -> bool {
+    let function = |address| reader.name(address).map(function);
+    one == other || one.abs_diff(other) <= 16 || (function(one).is_some() && function(one) == function(other))
+}
+
+/// The name without the offset.
+pub fn function(place: &str) -> &str {
+    place.rsplit_once('+').map_or(place, |(name, _)| name)
+}
+
+/// 1234567 as `1,234,567`.
+pub fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut out = String::new();
+    for (n, digit) in digits.chars().enumerate() {
+        if n > 0 && (digits.len() - n).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+/// Bytes with a unit.
+pub fn bytes(count: u64) -> String {
+    match count {
+        0..=9999 => format!("{count} B"),
+        10_000..=9_999_999 => format!("{:.1} KiB", count as f64 / 1024.0),
+        10_000_000..=9_999_999_999 => format!("{:.1} MiB", count as f64 / f64::from(1 << 20)),
+        _ => format!("{:.1} GiB", count as f64 / f64::from(1 << 30)),
+    }
+}
+
+/// Nanoseconds as seconds.
+pub fn seconds(nanoseconds: u64) -> String {
+    format!("{:.6} s", nanoseconds as f64 / 1e9)
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn numbers_are_readable() {
+        assert_eq!([0, 999, 1000, 1_234_567].map(super::grouped), ["0", "999", "1,000", "1,234,567"]);
+        assert_eq!([64, 65_536, 64 << 20].map(super::bytes), ["64 B", "64.0 KiB", "64.0 MiB"]);
+    }
+}
