@@ -24,7 +24,8 @@ fn a_panic_is_told_with_its_call_chain() {
             .map(|chain| chain.iter().filter_map(|name| name.as_str()).collect())
             .unwrap_or_default();
         // The exception's frame, the system call's and the C code between them, without a guess.
-        let wanted = ["panic+", "sysrq_handle_crash+", "write_sysrq_trigger+", "vfs_write+", "do_syscall_64+"];
+        let wanted =
+            ["panic+", "sysrq_handle_crash+", "write_sysrq_trigger+", "vfs_write+", "do_syscall_64+"];
         let mut found = chain.iter();
         for name in wanted {
             assert!(found.any(|own| own.starts_with(name)), "{image}: no {name} in its place in {chain:#?}");
@@ -45,7 +46,8 @@ fn a_panic_is_told_with_its_call_chain() {
 fn names_are_those_that_the_kernel_itself_tells() {
     let folder = tempdir().unwrap();
     for image in ["dax", "dax-6.1"] {
-        let command = "echo 1 > /proc/sys/kernel/kptr_restrict; grep -v '\\[' /proc/kallsyms | awk 'NR % 97 == 0'";
+        let command =
+            "echo 1 > /proc/sys/kernel/kptr_restrict; grep -v '\\[' /proc/kallsyms | awk 'NR % 97 == 0'";
         let told = exec(folder.path(), command, &["--image", image]).ok();
         let kernel = kernel(image);
         let own: std::collections::HashSet<(u64, &str)> = kernel.symbols().iter().collect();
