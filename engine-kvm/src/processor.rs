@@ -8,7 +8,7 @@ use std::mem::offset_of;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU8;
 
-use engine::{CpuState, Entry, Error, Exit, ExitKind, Processor, Result, Seat, VcpuId};
+use engine::{CpuState, Entry, Error, Exit, ExitKind, PartitionState, Processor, Result, Seat, VcpuId};
 use kvm_bindings::{
     KVM_EXIT_FAIL_ENTRY, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_IO, KVM_EXIT_IO_OUT, KVM_EXIT_MMIO,
     KVM_EXIT_SHUTDOWN, KVM_INTERNAL_ERROR_EMULATION, KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES,
@@ -95,6 +95,15 @@ impl Processor for Vcpu {
             let partition = &self.seat.partition;
             partition.clock.follow(state::tsc(&self.seat.fd)?, partition.tsc_khz);
         }
+        Ok(())
+    }
+
+    fn save_partition(&mut self) -> Result<PartitionState> {
+        Ok(PartitionState { guest_time: self.seat.partition.clock.now(), instructions: None, turn: None })
+    }
+
+    fn restore_partition(&mut self, _state: &PartitionState) -> Result<()> {
+        // Guest time comes with vCPU 0's time-stamp counter.
         Ok(())
     }
 }

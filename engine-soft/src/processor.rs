@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use engine::{CpuState, Entry, Error, Exit, ExitKind, Processor, Result, Seat, VcpuId};
+use engine::{CpuState, Entry, Error, Exit, ExitKind, PartitionState, Processor, Result, Seat, VcpuId};
 
 use crate::cpu::Cpu;
 use crate::lapic::Message;
@@ -80,6 +80,12 @@ impl Bench {
         loop {
             self.turns.settle();
             self.tell();
+            if self.turns.cpu().is_unfinished() {
+                if let Some(exit) = self.turn(1) {
+                    return exit;
+                }
+                continue;
+            }
             if self.common.kicked() {
                 return ExitKind::Kicked;
             }
@@ -197,6 +203,25 @@ impl Processor for Bench {
             cpu.restore(state)
         });
         restored.ok_or(Error::NoSuchVcpu(vcpu))?.map_err(Error::BadState)
+    }
+
+    fn save_partition(&mut self) -> Result<PartitionState> {
+        let instructions = self.turns.shared().retired;
+        let guest_time = self.turns.shared().clock.now(instructions);
+        Ok(PartitionState { guest_time, instructions: Some(instructions), turn: Some(self.turns.turn()) })
+    }
+
+    fn restore_partition(&mut self, state: &PartitionState) -> Result<()> {
+        let retired = state.instructions.unwrap_or(0);
+        let skipped = state.guest_time.checked_sub(retired).ok_or_else(|| {
+            Error::BadState(format!("{retired} instructions in {} ns; each takes one", state.guest_time))
+        })?;
+        self.turns.set_turn(state.turn).map_err(Error::BadState)?;
+        self.owed = Owed::Nothing;
+        self.turns.shared().retired = retired;
+        self.turns.shared().clock.skipped = skipped;
+        self.tell();
+        Ok(())
     }
 }
 

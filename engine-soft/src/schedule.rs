@@ -4,7 +4,7 @@
 //! its turn. Everything that decides is guest state and instruction counts, so the order is the same every time.
 
 use engine::VcpuId;
-use engine::state::{Activity, Segment, SystemRegisters};
+use engine::state::{Activity, Segment, SystemRegisters, Turn};
 
 use crate::cpu::{Cpu, control};
 use crate::flags::bit;
@@ -79,6 +79,11 @@ impl Cpu {
         self.mode_changed();
     }
 
+    /// It is within an instruction that reads from the machine, or has told it only a part of what it wrote.
+    pub(crate) fn is_unfinished(&self) -> bool {
+        !self.replay.0.is_empty() || !self.posted.is_empty()
+    }
+
     /// It would execute something if it had its turn.
     fn is_ready(&self) -> bool {
         match self.activity {
@@ -118,6 +123,22 @@ impl Turns {
 
     pub(crate) fn shared(&mut self) -> &mut Shared {
         &mut self.cpus[self.current].shared
+    }
+
+    /// Whose turn it is and how long.
+    pub(crate) fn turn(&self) -> Turn {
+        Turn { vcpu: self.current as VcpuId, left: self.left }
+    }
+
+    /// Replaces that; none is the turn at power-up. In words what cannot be.
+    pub(crate) fn set_turn(&mut self, turn: Option<Turn>) -> Result<(), String> {
+        let Turn { vcpu, left } = turn.unwrap_or(Turn { vcpu: 0, left: QUANTUM });
+        if usize::from(vcpu) >= self.cpus.len() || left > QUANTUM {
+            return Err(format!("a turn of {left} instructions of vCPU {vcpu}"));
+        }
+        self.hand_over(usize::from(vcpu));
+        self.left = left;
+        Ok(())
     }
 
     /// Their numbers.

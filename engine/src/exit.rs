@@ -66,7 +66,8 @@ pub enum ExitKind {
         /// Guest time, in nanoseconds, of the next timer event; `None` if only an outside interrupt can wake it.
         deadline: Option<u64>,
     },
-    /// [`crate::Partition::kick`] was called, or a signal came.
+    /// [`crate::Partition::kick`] was called, or a signal came. An instruction that has begun to ask or to tell the
+    /// machine is first brought to its end.
     Kicked,
     /// The instruction count asked for by [`crate::Partition::stop_at`] was reached.
     InstructionLimit,

@@ -22,4 +22,4 @@ pub mod state;
 pub use error::{Error, Result};
 pub use exit::{Access, Entry, Exit, ExitKind, VcpuId};
 pub use partition::{Built, Engine, GuestMemory, Msi, Partition, PartitionSpec, Processor, Seat};
-pub use state::CpuState;
+pub use state::{CpuState, PartitionState};

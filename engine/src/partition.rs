@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::cpuid::CpuidTable;
 use crate::event::MemoryEvents;
-use crate::{CpuState, Entry, Exit, Result, VcpuId};
+use crate::{CpuState, Entry, Exit, PartitionState, Result, VcpuId};
 
 /// Guest-physical memory as the engines see it: what is mapped is RAM or persistent memory, holes are MMIO.
 pub type GuestMemory = vm_memory::GuestMemoryMmap<()>;
@@ -107,7 +107,8 @@ pub trait Processor: Debug {
 
     /// The architectural state of a vCPU of this seat, between exits. At a read it is that of before the instruction,
     /// which asks again where it is restored; at the last write of an instruction that of after it. Between the parts of
-    /// an access that arrives in several exits it may be either: save at [`crate::ExitKind::Kicked`], where there is none.
+    /// an access that arrives in several exits it may be either: save at [`crate::ExitKind::Kicked`] or
+    /// [`crate::ExitKind::InstructionLimit`], which come between instructions.
     ///
     /// # Errors
     /// [`crate::Error::NoSuchVcpu`] or the host's refusal.
@@ -119,4 +120,17 @@ pub trait Processor: Debug {
     /// # Errors
     /// [`crate::Error::NoSuchVcpu`], [`crate::Error::BadState`] or the host's refusal.
     fn restore(&mut self, vcpu: VcpuId, state: &CpuState) -> Result<()>;
+
+    /// What the partition has beside its vCPUs. For a whole snapshot bring every seat to [`crate::ExitKind::Kicked`], then
+    /// save this once and each vCPU.
+    ///
+    /// # Errors
+    /// The host's refusal.
+    fn save_partition(&mut self) -> Result<PartitionState>;
+
+    /// Replaces it. Comes before the vCPUs' own states, whose timers hang on guest time.
+    ///
+    /// # Errors
+    /// [`crate::Error::BadState`] for one that this partition cannot have; nothing is changed then.
+    fn restore_partition(&mut self, state: &PartitionState) -> Result<()>;
 }

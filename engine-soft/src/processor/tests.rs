@@ -222,8 +222,9 @@ fn code_that_a_device_writes_is_seen() {
     assert_eq!(guest.run(Entry::Resume), ExitKind::IoWrite { port: 0x11, size: 1, value: 0 });
 }
 
-/// Two vCPUs add to one counter without a lock, one of them pausing now and then, until the limit.
-fn race(limit: u64) -> (u64, u64, [u64; 2]) {
+/// Two vCPUs add to one counter without a lock, one of them pausing now and then, until the limit. On the way they move
+/// to another partition at some instructions.
+fn race(limit: u64, moves: &[u64]) -> (u64, u64, [u64; 2]) {
     use vm_memory::{Bytes, GuestAddress};
     // mov rax, [rbx]; inc rax; mov [rbx], rax; pause; jmp back
     let pausing = [0x48, 0x8B, 0x03, 0x48, 0xFF, 0xC0, 0x48, 0x89, 0x03, 0xF3, 0x90, 0xEB, 0xF3];
@@ -237,6 +238,19 @@ fn race(limit: u64) -> (u64, u64, [u64; 2]) {
     guest.state.system.apic_base = reset.system.apic_base;
     guest.state.activity = Activity::Running;
     guest.restore(1);
+    for at in moves {
+        guest.partition.stop_at(Some(*at));
+        assert_eq!(guest.run(Entry::Resume), ExitKind::InstructionLimit);
+        let (partition, [first, second]) =
+            (guest.processor.save_partition().unwrap(), [0, 1].map(|n| guest.processor.save(n).unwrap()));
+        let built = Soft::new().build(&spec(2), &guest.memory).unwrap();
+        guest.partition = built.partition;
+        guest.processor = built.seats.into_iter().next().unwrap().bind().unwrap();
+        guest.processor.restore_partition(&partition).unwrap();
+        guest.processor.restore(0, &first).unwrap();
+        guest.processor.restore(1, &second).unwrap();
+        assert_eq!(guest.processor.save_partition().unwrap(), partition);
+    }
     guest.partition.stop_at(Some(limit));
     assert_eq!(guest.run(Entry::Resume), ExitKind::InstructionLimit);
     let registers = [0, 1].map(|n| guest.processor.save(n).unwrap().registers.gpr[RAX]);
@@ -245,10 +259,28 @@ fn race(limit: u64) -> (u64, u64, [u64; 2]) {
 
 #[test]
 fn interleaving_is_the_same_every_time() {
-    let first = race(1_000_000);
-    assert_eq!(first, race(1_000_000));
+    let first = race(1_000_000, &[]);
+    assert_eq!(first, race(1_000_000, &[]));
     assert!(first.0 > 1000 && first.2[0] > 1, "both have run: {first:?}");
-    assert_ne!(first, race(999_999));
+    assert_ne!(first, race(999_999, &[]));
+}
+
+#[test]
+fn interleaving_goes_on_in_another_partition() {
+    use vm_memory::{Bytes, GuestAddress};
+    let whole = race(1_000_000, &[]);
+    assert_eq!(race(1_000_000, &[10_001, 123_456, 777_777]), whole);
+    let mut guest = Guest::new(1, SPIN, TELL);
+    let state = guest.processor.save_partition().unwrap();
+    for nonsense in [
+        PartitionState { instructions: Some(5), guest_time: 4, ..state },
+        PartitionState { turn: Some(engine::state::Turn { vcpu: 1, left: 1 }), ..state },
+        PartitionState { turn: Some(engine::state::Turn { vcpu: 0, left: u64::MAX }), ..state },
+    ] {
+        assert!(matches!(guest.processor.restore_partition(&nonsense), Err(Error::BadState(_))));
+        assert_eq!(guest.processor.save_partition().unwrap(), state);
+    }
+    assert_eq!(guest.memory.read_obj::<u8>(GuestAddress(CODE)).unwrap(), SPIN[0]);
 }
 
 #[test]

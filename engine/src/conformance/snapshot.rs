@@ -6,9 +6,9 @@ use std::time::Duration;
 use iced_x86::code_asm::*;
 
 use super::bench::{Bench, Case, Outcome, cases, holds, same};
-use super::scene::{CODE, STACK};
-use crate::ExitKind::{IoRead, IoWrite};
-use crate::state::gpr::{RAX, RBX, RSP};
+use super::scene::{CODE, DEVICE, STACK};
+use crate::ExitKind::{IoRead, IoWrite, MmioRead};
+use crate::state::gpr::{RAX, RBX, RDI, RSP};
 use crate::state::{Activity, CpuState, Lapic};
 
 pub(super) const CASES: &[Case] = cases!["snapshot":
@@ -26,6 +26,7 @@ pub(super) const CASES: &[Case] = cases!["snapshot":
     a_kick_before_a_run_is_kept,
     a_kick_ends_a_busy_guest,
     a_kick_ends_a_sleeping_guest,
+    a_kick_waits_for_the_end_of_an_access,
 ];
 
 /// Two states, but for what time alone changes.
@@ -234,4 +235,22 @@ fn a_kick_ends_a_sleeping_guest(bench: &Bench<'_>) -> Outcome {
     m.partition().kick();
     m.kicked()?;
     same("sleeps", u8::from(m.save(0)?.activity == Activity::Halted), 1)
+}
+
+/// What was read once, and might not be there a second time, must not get lost.
+fn a_kick_waits_for_the_end_of_an_access(bench: &Bench<'_>) -> Outcome {
+    let m = bench.long(|a| {
+        a.movups(xmm0, xmmword_ptr(rdi))?;
+        a.mov(eax, 1)
+    })?;
+    let mut m = m.staying().given(RDI, DEVICE);
+    m.expect_read(MmioRead { addr: DEVICE, size: 8 }, 0x11)?;
+    m.partition().kick();
+    m.expect_read(MmioRead { addr: DEVICE + 8, size: 8 }, 0x22)?;
+    m.kicked()?;
+    let state = m.save(0)?;
+    same("rip", state.registers.rip, CODE + 3)?;
+    same("xmm0", state.fpu.bytes()[160].into(), 0x11)?;
+    same("xmm0, upper half", state.fpu.bytes()[168].into(), 0x22)?;
+    same("rax", m.end()?.registers.gpr[RAX], 1)
 }

@@ -1,11 +1,13 @@
-//! The neutral CPU state. Each engine converts at its edge, both ways; a snapshot holds nothing else about a vCPU.
+//! The neutral state. Each engine converts at its edge, both ways; a snapshot holds nothing else about a partition.
 
 mod fpu;
 mod lapic;
+mod partition;
 mod system;
 
 pub use fpu::Fpu;
 pub use lapic::Lapic;
+pub use partition::{PartitionState, Turn};
 pub use system::{DescriptorTable, Segment, SystemRegisters};
 
 use crate::VcpuId;
