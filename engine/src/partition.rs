@@ -11,7 +11,7 @@ use crate::{CpuState, Entry, Exit, PartitionState, Result, VcpuId};
 pub type GuestMemory = vm_memory::GuestMemoryMmap<()>;
 
 /// What a partition is asked to be.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct PartitionSpec {
     /// 1 to 8.
     pub vcpus: u8,

@@ -12,7 +12,7 @@ use crate::devices::{
     SerialPlace, SerialState, Snapshot, Wires, all_ones,
 };
 use crate::layout::{self, port};
-use crate::nvdimm::Nvdimms;
+use crate::nvdimm::{Nvdimms, NvdimmsState};
 use crate::{Error, Result};
 
 /// What the system control port B shows: the output of the speaker's timer, which some calibration loops wait for.
@@ -64,13 +64,14 @@ pub struct Board {
 
 /// Everything about a board that the guest could tell apart.
 #[expect(missing_docs, reason = "the names are the devices")]
-#[derive(Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct BoardState {
     pub ioapic: IoApicState,
     pub console: SerialState,
     pub control: SerialState,
     pub rtc: RtcState,
     pub virtio: Vec<VirtioMmioState>,
+    pub nvdimms: NvdimmsState,
 }
 
 impl Board {
@@ -130,6 +131,17 @@ impl Board {
         self.virtio.iter_mut().for_each(VirtioMmio::reset);
         self.touched.clear();
         self.nvdimms.reset();
+    }
+
+    /// Tells the console's backend what the guest has said before.
+    pub fn tell_console(&mut self, bytes: &[u8]) {
+        self.console.tell(bytes);
+    }
+
+    /// Whether disks are plugged in: what a guest knows of their contents is not part of a board's state.
+    #[must_use]
+    pub fn has_disks(&self) -> bool {
+        self.virtio.len() > 1
     }
 
     /// The NV-DIMMs.
@@ -280,6 +292,7 @@ impl Snapshot for Board {
             control: self.control.save(),
             rtc: self.rtc.save(),
             virtio: self.virtio.iter().map(Snapshot::save).collect(),
+            nvdimms: self.nvdimms.save(),
         }
     }
 
@@ -295,7 +308,11 @@ impl Snapshot for Board {
         self.ioapic.restore(state.ioapic)?;
         self.console.restore(state.console)?;
         self.control.restore(state.control)?;
-        self.rtc.restore(state.rtc)
+        self.rtc.restore(state.rtc)?;
+        self.nvdimms.restore(state.nvdimms)?;
+        self.wires.take().for_each(drop);
+        self.touched.clear();
+        Ok(())
     }
 }
 
@@ -313,7 +330,7 @@ mod tests {
         let dimms = OpenDimms::open(&specs, &Entropy::from_seed(0)).unwrap();
         let plan = MemoryPlan::new(64 * MIB, &dimms.region_sizes()).unwrap();
         let nvdimms = dimms.place(plan.persistent()).unwrap();
-        let memory = crate::memory::map(&plan, nvdimms.memory()).unwrap();
+        let memory = crate::memory::map(&plan, None, nvdimms.memory()).unwrap();
         let (console, control) = (Box::new(Unconnected), Box::new(Unconnected));
         Board::new(BoardSpec { console, control, wall_clock: 0, seed: 0, nvdimms, memory })
     }
@@ -381,5 +398,6 @@ mod tests {
     crate::devices::law::snapshot_law!(law, board(), |board: &mut Board| {
         board.write_port(0x3FF, 1, 0x5A, 0);
         board.write_memory(layout::IOAPIC, 4, 0x20, 0);
+        board.write_memory(layout::FLUSH_HINTS, 8, 1, 0);
     });
 }

@@ -47,6 +47,37 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+    /// A file could not be written.
+    #[error("Cannot write {what} {}", path.display())]
+    Write {
+        /// `snapshot`, ...
+        what: &'static str,
+        /// Its path.
+        path: PathBuf,
+        /// The host's answer.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A file that is no good snapshot.
+    #[error("Snapshot {} cannot be used: {reason}", path.display())]
+    Snapshot {
+        /// The file.
+        path: PathBuf,
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// A snapshot and what it should go on with do not belong together.
+    #[error("The snapshot does not fit: {reason}")]
+    Misfit {
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// The machine cannot be kept.
+    #[error("No snapshot can be taken of the machine: {reason}")]
+    NoSnapshot {
+        /// Why, and what to do.
+        reason: String,
+    },
     /// The kernel file cannot be booted.
     #[error("{} cannot be booted: {reason}", path.display())]
     Kernel {

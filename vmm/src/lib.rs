@@ -1,7 +1,8 @@
 //! The machine: memory plan, ACPI, devices, boot, power.
 //!
 //! [`Machine`] is put together from a [`MachineSpec`] (what was asked for), a [`Wiring`] (what connects it with its
-//! host) and an engine; [`Machine::run`] switches it on and gives a [`Report`].
+//! host) and an engine; [`Machine::run`] switches it on and gives a [`Report`]. A machine that rests can be kept as a
+//! [`Snapshot`], from which any number of machines go on.
 
 pub mod acpi;
 pub mod board;
@@ -15,8 +16,10 @@ pub mod memory;
 pub mod nvdimm;
 mod outcome;
 mod remote;
+mod rest;
 mod session;
 mod sight;
+pub mod snapshot;
 mod transcript;
 
 pub use devices::virtio::DiskSpec;
@@ -26,3 +29,4 @@ pub use machine::{Machine, MachineSpec, Wiring};
 pub use outcome::{Mark, Outcome, Report, Statistics};
 pub use remote::{Keyboard, Remote, StopReason};
 pub use sight::{Sight, VirtualMemory};
+pub use snapshot::{Snapshot, SnapshotInfo};

@@ -1,7 +1,8 @@
-//! The machine: put together from what was asked for, switched on, rebooted as often as its guest likes, until the run
-//! is over.
+//! The machine: put together from what was asked for or from a snapshot, switched on, rebooted as often as its guest
+//! likes, until the run is over or it rests.
 
 use std::fmt::Debug;
+use std::path::PathBuf;
 
 use engine::cpuid::CpuidTable;
 use engine::{Engine, GuestMemory, PartitionSpec};
@@ -10,13 +11,15 @@ use vm_memory::{Bytes, GuestAddress};
 use crate::acpi::{self, AcpiSpec};
 use crate::board::{Board, BoardSpec};
 use crate::boot::{self, BootSpec};
-use crate::devices::SerialBackend;
 use crate::devices::virtio::DiskSpec;
+use crate::devices::{SerialBackend, Snapshot as _};
 use crate::layout::{ACPI_TABLES, MemoryPlan};
 use crate::nvdimm::{Nvdimms, OpenDimms};
 use crate::outcome::{Outcome, Report, Statistics};
 use crate::remote::Remote;
+use crate::rest::Processors;
 use crate::session::{End, Session};
+use crate::snapshot::{Image, Snapshot, State, misfit};
 use crate::transcript::Transcript;
 use crate::{Error, Result, memory};
 
@@ -78,6 +81,13 @@ pub struct Machine {
     engine: Box<dyn Engine>,
     remote: Remote,
     transcript: Transcript,
+    statistics: Statistics,
+    /// The NV-DIMMs are under power.
+    on: bool,
+    /// Where it goes on; none when it is to be powered up.
+    rested: Option<(PartitionSpec, Processors)>,
+    /// What RAM was mapped from.
+    base: Option<Image>,
 }
 
 impl Machine {
@@ -86,12 +96,21 @@ impl Machine {
     /// # Errors
     /// What was asked for is not possible, or the host refuses.
     pub fn new(spec: MachineSpec, wiring: Wiring, engine: Box<dyn Engine>) -> Result<Self> {
+        Self::assemble(spec, wiring, engine, None)
+    }
+
+    fn assemble(
+        spec: MachineSpec,
+        wiring: Wiring,
+        engine: Box<dyn Engine>,
+        base: Option<Image>,
+    ) -> Result<Self> {
         if !(1..=8).contains(&spec.vcpus) {
             return Err(Error::Vcpus(spec.vcpus));
         }
         let plan = MemoryPlan::new(spec.ram, &wiring.dimms.region_sizes())?;
         let nvdimms = wiring.dimms.place(plan.persistent())?;
-        let memory = memory::map(&plan, nvdimms.memory())?;
+        let memory = memory::map(&plan, base.as_ref(), nvdimms.memory())?;
         let transcript = Transcript::default();
         let board = Board::new(BoardSpec {
             console: transcript.before(wiring.console, wiring.remote.clone()),
@@ -101,7 +120,112 @@ impl Machine {
             nvdimms,
             memory: memory.clone(),
         });
-        Ok(Self { spec, plan, memory, board, engine, remote: wiring.remote, transcript })
+        Ok(Self {
+            spec,
+            plan,
+            memory,
+            board,
+            engine,
+            remote: wiring.remote,
+            transcript,
+            statistics: Statistics::default(),
+            on: false,
+            rested: None,
+            base,
+        })
+    }
+
+    /// A machine that goes on where another one rested. The console is told again all that the guest has said since
+    /// power-up. A snapshot that keeps its DIMMs brings copies of them, and the wiring must have none; any other goes on
+    /// with the wiring's, which the guest must find as it was told of them.
+    ///
+    /// # Errors
+    /// [`Error::Misfit`] if the wiring's DIMMs are others, or the host refuses.
+    pub fn from_snapshot(snapshot: &Snapshot, mut wiring: Wiring, engine: Box<dyn Engine>) -> Result<Self> {
+        let state = &snapshot.state;
+        if let Some(images) = &snapshot.dimms {
+            if !wiring.dimms.is_empty() {
+                return Err(misfit("it has NV-DIMMs of its own; give none"));
+            }
+            wiring.dimms = OpenDimms::of_images(images)?;
+        }
+        let spec = MachineSpec {
+            vcpus: state.partition.vcpus,
+            ram: state.ram,
+            boot: state.boot.clone(),
+            seed: state.partition.seed,
+            wall_clock: state.wall_clock,
+            interactive: false,
+            stop_at: None,
+        };
+        let mut machine = Self::assemble(spec, wiring, engine, Some(snapshot.memory.clone()))?;
+        if *blake3::hash(&machine.tables()?).as_bytes() != state.tables {
+            return Err(misfit("its guest was told of other NV-DIMMs; give those with which it was taken"));
+        }
+        machine.board.restore(state.board.clone())?;
+        machine.board.tell_console(state.said.all());
+        machine.transcript.restore(state.said.clone());
+        machine.statistics = state.statistics.clone();
+        machine.on = snapshot.keeps_dimms();
+        machine.rested = Some((state.partition.clone(), state.processors.clone()));
+        Ok(machine)
+    }
+
+    /// Keeps the machine as it rests, copies of its DIMMs included.
+    ///
+    /// # Errors
+    /// [`Error::NoSnapshot`] if it does not rest, or has disks; or the host refuses.
+    pub fn snapshot(&self) -> Result<Snapshot> {
+        let dimms = self.board.nvdimms().images()?;
+        self.keep((!dimms.is_empty()).then_some(dimms))
+    }
+
+    /// Keeps the machine as it rests, without what its DIMMs hold, which its guest cannot know yet.
+    ///
+    /// # Errors
+    /// As [`Machine::snapshot`]; and if the guest has looked at the DIMMs.
+    pub fn snapshot_without_dimms(&self) -> Result<Snapshot> {
+        if !self.board.nvdimms().are_unknown_to_guest() {
+            let reason = "the guest has looked at its NV-DIMMs, so they have to be part of it".to_owned();
+            return Err(Error::NoSnapshot { reason });
+        }
+        self.keep(None)
+    }
+
+    fn keep(&self, dimms: Option<Vec<(PathBuf, Image)>>) -> Result<Snapshot> {
+        let refused = |reason: &str| Error::NoSnapshot { reason: reason.to_owned() };
+        let (partition, processors) =
+            self.rested.clone().ok_or_else(|| refused("it does not rest between two instructions"))?;
+        if self.board.has_disks() {
+            return Err(refused(
+                "it has disks, which could be changed behind its guest's back; leave them out",
+            ));
+        }
+        let bytes = self.spec.ram;
+        let memory = Image::of_ram(&self.plan, &self.memory, self.base.as_ref())
+            .map_err(|source| Error::Map { bytes, source })?;
+        let state = State {
+            partition,
+            ram: self.spec.ram,
+            boot: self.spec.boot.clone(),
+            wall_clock: self.spec.wall_clock,
+            tables: *blake3::hash(&self.tables()?).as_bytes(),
+            processors,
+            board: self.board.save(),
+            statistics: self.statistics.clone(),
+            said: self.transcript.save(),
+        };
+        Ok(Snapshot { state, memory, dimms })
+    }
+
+    /// Lets idle time pass as it does for the host, or be skipped.
+    pub fn set_interactive(&mut self, interactive: bool) {
+        self.spec.interactive = interactive;
+    }
+
+    /// Ends the next run when so many instructions have retired since the first power-up, where the engine counts them.
+    pub fn stop_at(&mut self, instructions: Option<u64>) {
+        self.spec.stop_at = instructions;
     }
 
     /// Puts a disk into the switched-off machine: the first is `/dev/vda`, and there may be 7.
@@ -136,23 +260,44 @@ impl Machine {
         &*self.engine
     }
 
-    /// Switches on and runs until the run is over. A reset by the guest is a new boot: memory is cleared, the kernel is
-    /// loaded again; what is outside the machine stays.
+    /// Switches on, or goes on where it rests, and runs until the run is over. A reset by the guest is a new boot: memory
+    /// is cleared, the kernel is loaded again; what is outside the machine stays.
+    ///
+    /// After an outcome that [can go on](Outcome::can_go_on) the machine stays under power: run it again, keep it, or drop
+    /// it, which switches it off in order.
     ///
     /// # Errors
     /// The host or the engine failed; a guest's failure is an [`Outcome`].
     pub fn run(&mut self) -> Result<Report> {
-        self.board.nvdimms_mut().power_on()?;
+        if !self.on {
+            self.board.nvdimms_mut().power_on()?;
+            self.on = true;
+        }
         let report = self.run_to_the_end();
-        // However the run ends, the host closes the DIMMs' files in order: that is no power cut.
-        self.board.nvdimms_mut().power_off()?;
+        if self.rested.is_none() {
+            self.power_off()?;
+        }
         report
     }
 
+    /// However a run ends, the host closes the DIMMs' files in order: that is no power cut.
+    fn power_off(&mut self) -> Result<()> {
+        if std::mem::take(&mut self.on) {
+            self.board.nvdimms_mut().power_off()?;
+        }
+        Ok(())
+    }
+
     fn run_to_the_end(&mut self) -> Result<Report> {
-        let mut statistics = Statistics::default();
         let outcome = loop {
-            let end = self.boot(&mut statistics)?;
+            let (partition, start) = match self.rested.take() {
+                Some(rested) => rested,
+                None => self.power_up()?,
+            };
+            let end = self.session(&partition, &start)?;
+            if let (End::Over(outcome), true) = (&end, self.rested.is_some()) {
+                break outcome.clone();
+            }
             let panicked = self.transcript.panicked();
             self.transcript.reboot();
             match end {
@@ -161,42 +306,61 @@ impl Machine {
                 }
                 End::Over(outcome) => break outcome,
                 End::Reset => {
-                    statistics.resets += 1;
-                    tracing::info!(resets = statistics.resets, "the guest reset the machine");
+                    self.statistics.resets += 1;
+                    self.statistics.marks.clear();
+                    tracing::info!(resets = self.statistics.resets, "the guest reset the machine");
                     memory::clear_ram(&self.plan, &self.memory)?;
+                    self.base = None;
                 }
             }
         };
-        Ok(Report { outcome, statistics, console: self.transcript.lines() })
+        Ok(Report { outcome, statistics: self.statistics.clone(), console: self.transcript.lines() })
     }
 
-    /// One boot, from power-up to its end.
-    fn boot(&mut self, statistics: &mut Statistics) -> Result<End> {
+    /// Loads all that the guest finds when power comes on.
+    fn power_up(&mut self) -> Result<(PartitionSpec, Processors)> {
         self.board.reset();
         let boot = boot::load(&self.spec.boot, &self.plan, &self.memory, self.spec.seed)?;
-        let tables = acpi::build(&AcpiSpec {
-            vcpus: self.spec.vcpus,
-            root: &self.board.root_aml(),
-            system_bus: &self.board.system_bus_aml(),
-            tables: self.board.tables(),
-        })?;
-        self.memory.write_slice(&tables, GuestAddress(ACPI_TABLES.start))?;
+        self.memory.write_slice(&self.tables()?, GuestAddress(ACPI_TABLES.start))?;
         let tsc_khz = self.engine.tsc_khz(PREFERRED_TSC_KHZ);
-        let spec = PartitionSpec {
+        let partition = PartitionSpec {
             vcpus: self.spec.vcpus,
             cpuid: CpuidTable::x86_64_v2(self.spec.vcpus, tsc_khz),
             tsc_khz,
             seed: self.spec.seed,
         };
-        let built = self.engine.build(&spec, &self.memory)?;
+        Ok((partition, Processors::power_up(boot, self.spec.vcpus)))
+    }
+
+    /// The ACPI tables.
+    fn tables(&self) -> Result<Vec<u8>> {
+        acpi::build(&AcpiSpec {
+            vcpus: self.spec.vcpus,
+            root: &self.board.root_aml(),
+            system_bus: &self.board.system_bus_aml(),
+            tables: self.board.tables(),
+        })
+    }
+
+    /// From a start to the next end.
+    fn session(&mut self, spec: &PartitionSpec, start: &Processors) -> Result<End> {
+        let built = self.engine.build(spec, &self.memory)?;
         // The limit is for the run, the engine counts from power-up.
-        let so_far = statistics.instructions.unwrap_or(0);
-        built.partition.stop_at(self.spec.stop_at.map(|limit| limit.saturating_sub(so_far)));
-        Session::new(&mut self.board, built.partition, &self.remote, self.spec.interactive).run(
-            built.seats,
-            &boot,
-            statistics,
-        )
+        let so_far = self.statistics.instructions.unwrap_or(0);
+        let earlier = so_far.saturating_sub(start.so_far().instructions.unwrap_or(0));
+        built.partition.stop_at(self.spec.stop_at.map(|limit| limit.saturating_sub(earlier)));
+        let session = Session::new(&mut self.board, built.partition, &self.remote, self.spec.interactive);
+        let (end, processors) = session.run(built.seats, start, &mut self.statistics)?;
+        self.rested = processors.map(|processors| (spec.clone(), processors));
+        Ok(end)
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        if let Err(error) = self.power_off() {
+            tracing::error!(%error, "an NV-DIMM could not be switched off in order");
+        }
     }
 }
 

@@ -131,7 +131,7 @@ impl Processor for Chair {
     }
 
     fn save(&mut self, vcpu: VcpuId) -> engine::Result<CpuState> {
-        Err(engine::Error::NoSuchVcpu(vcpu))
+        Ok(CpuState::reset(vcpu))
     }
 
     fn restore(&mut self, vcpu: VcpuId, state: &CpuState) -> engine::Result<()> {
@@ -296,6 +296,20 @@ fn a_stop_from_another_thread_ends_the_run() {
         bench.machine.run().unwrap().outcome
     });
     assert_eq!(outcome, Outcome::Timeout);
+}
+
+#[test]
+fn seats_meet_at_a_pause_and_go_on_from_there() {
+    let read = ExitKind::IoRead { port: 0x61, size: 1 };
+    let mut bench = bench(false, vec![vec![vec![], vec![read], vec![]], vec![vec![ring(1)], vec![], vec![]]]);
+    bench.remote.pause();
+    assert_eq!(bench.machine.run().unwrap().outcome, Outcome::Paused);
+    bench.shared.seen.lock().unwrap().clear();
+    assert_eq!(bench.machine.run().unwrap().outcome, Outcome::Exit(1));
+    let seen = bench.shared.seen.lock().unwrap();
+    for vcpu in 0..3 {
+        assert!(seen.contains(&Seen::Restored(vcpu, CpuState::reset(vcpu).registers.rip)), "{seen:?}");
+    }
 }
 
 #[test]

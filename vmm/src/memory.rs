@@ -1,5 +1,6 @@
 //! Guest memory: anonymous host memory for RAM, and whatever the NV-DIMMs bring for persistent ranges.
 
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use engine::GuestMemory;
@@ -9,23 +10,29 @@ use vm_memory::{
 };
 
 use crate::layout::MemoryPlan;
+use crate::snapshot::Image;
 use crate::{Error, Result};
 
 /// A mapping of persistent memory for the guest.
 pub type PersistentRegion = Arc<GuestRegionMmap<()>>;
 
-/// Maps RAM as planned and adds the persistent regions, which must not overlap it or each other.
+/// Maps RAM as planned, empty or as it was, and adds the persistent regions, which must not overlap it or each other.
 ///
 /// # Errors
 /// [`Error::Map`] if the host refuses.
-pub fn map(plan: &MemoryPlan, persistent: &[PersistentRegion]) -> Result<GuestMemory> {
+pub fn map(plan: &MemoryPlan, image: Option<&Image>, persistent: &[PersistentRegion]) -> Result<GuestMemory> {
     let mut regions = Vec::new();
+    let mut done = 0;
     for range in plan.ram() {
         let bytes = range.end - range.start;
         let refused = |source| Error::Map { bytes, source };
         let too_large = || refused(std::io::ErrorKind::OutOfMemory.into());
         let size = usize::try_from(bytes).map_err(|_| too_large())?;
-        let mapping = MmapRegion::new(size).map_err(|e| refused(std::io::Error::other(e)))?;
+        let mapping = match image {
+            Some(image) => image.map(done, bytes).map_err(refused)?,
+            None => MmapRegion::new(size).map_err(|e| refused(std::io::Error::other(e)))?,
+        };
+        done += bytes;
         let region = GuestRegionMmap::new(mapping, GuestAddress(range.start)).ok_or_else(too_large)?;
         regions.push(Arc::new(region));
     }
@@ -36,7 +43,7 @@ pub fn map(plan: &MemoryPlan, persistent: &[PersistentRegion]) -> Result<GuestMe
         .map_err(|error| Error::Map { bytes, source: std::io::Error::other(error) })
 }
 
-/// Gives every page of RAM back to the host, so that it reads as zeros: what a machine finds at power-up.
+/// Replaces RAM by pages that read as zeros: what a machine finds at power-up.
 ///
 /// # Errors
 /// [`Error::Map`] if the host refuses.
@@ -71,12 +78,36 @@ pub fn hash(memory: &GuestMemory) -> String {
     hasher.finalize().to_hex().to_string()
 }
 
-#[expect(unsafe_code, reason = "madvise has no safe form")]
+/// Whether this process has reached any page of a region through its mapping. Where the host does not tell: yes.
+#[must_use]
+pub fn is_touched(region: &PersistentRegion) -> bool {
+    const PAGE: u64 = 4096;
+    let mapping = region.get_mmap();
+    let count = region.len().div_ceil(PAGE);
+    let mut entries = vec![0; 8 * count as usize];
+    let read = std::fs::File::open("/proc/self/pagemap")
+        .and_then(|map| map.read_exact_at(&mut entries, mapping.as_ptr() as u64 / PAGE * 8));
+    // Linux, Documentation/admin-guide/mm/pagemap.rst: the top byte has the bits for present and swapped.
+    read.is_err() || entries.chunks_exact(8).any(|entry| entry[7] & 0xC0 != 0)
+}
+
+#[expect(unsafe_code, reason = "a mapping is replaced in place")]
 fn discard(mapping: &MmapRegion<()>) -> std::io::Result<()> {
-    // SAFETY: the range is exactly one live private anonymous mapping of ours; Rust holds no references into it, as
-    // guest memory is only ever reached through volatile accesses.
-    let refused = unsafe { libc::madvise(mapping.as_ptr().cast(), mapping.size(), libc::MADV_DONTNEED) };
-    if refused == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+    let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+    // SAFETY: the range is exactly one live private mapping of ours, of nothing or of a snapshot's image, and is unmapped
+    // as a whole when it goes; Rust holds no references into it, as guest memory is only ever reached through volatile
+    // accesses.
+    let mapped = unsafe {
+        libc::mmap(
+            mapping.as_ptr().cast(),
+            mapping.size(),
+            protection,
+            flags | libc::MAP_NORESERVE | libc::MAP_FIXED,
+            -1,
+            0,
+        )
+    };
+    if mapped == libc::MAP_FAILED { Err(std::io::Error::last_os_error()) } else { Ok(()) }
 }
 
 #[cfg(test)]
@@ -91,7 +122,7 @@ mod tests {
         assert_eq!(place.0, 4 * GIB);
         let mapping = MmapRegion::new(2 * MIB as usize).unwrap();
         let dimm = Arc::new(GuestRegionMmap::new(mapping, place).unwrap());
-        let memory = map(&plan, &[dimm]).unwrap();
+        let memory = map(&plan, None, &[dimm]).unwrap();
         for at in [GuestAddress(0), GuestAddress(64 * MIB - 8), place] {
             memory.write_obj(0x1234_5678_u64, at).unwrap();
         }

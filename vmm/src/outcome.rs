@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use engine::{CpuState, ExitKind, VcpuId};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Why a run ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -22,8 +22,10 @@ pub enum Outcome {
     Timeout,
     /// The user stopped it.
     Stopped,
-    /// The instruction that the user named was reached.
+    /// The instruction that the user named was reached. The machine can go on.
     InstructionLimit,
+    /// A pause was asked for. The machine can go on.
+    Paused,
     /// The engine met something that it cannot execute.
     Stuck {
         /// Guest instruction pointer.
@@ -33,8 +35,16 @@ pub enum Outcome {
     },
 }
 
+impl Outcome {
+    /// The machine rests between two instructions and can go on from there.
+    #[must_use]
+    pub fn can_go_on(&self) -> bool {
+        matches!(self, Self::Paused | Self::InstructionLimit)
+    }
+}
+
 /// A mark that the guest set.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mark {
     /// Its number.
     pub value: u32,
@@ -45,7 +55,7 @@ pub struct Mark {
 }
 
 /// Counts of a run. Times and instructions are sums over its boots.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Statistics {
     /// How often the guest was reset.
     pub resets: u32,
@@ -54,7 +64,7 @@ pub struct Statistics {
     /// Instructions retired, where the engine counts them.
     pub instructions: Option<u64>,
     /// Exits by kind.
-    pub exits: BTreeMap<&'static str, u64>,
+    pub exits: BTreeMap<String, u64>,
     /// The first marks of the last boot, at most [`Statistics::MARKS`].
     pub marks: Vec<Mark>,
     /// Each processor as it was when the last boot ended: where it stood, and on which stack.
@@ -68,13 +78,17 @@ impl Statistics {
 
     /// Counts an exit.
     pub(crate) fn count(&mut self, kind: &ExitKind) {
-        *self.exits.entry(name(kind)).or_default() += 1;
+        let name = name(kind);
+        match self.exits.get_mut(name) {
+            Some(count) => *count += 1,
+            None => drop(self.exits.insert(name.to_owned(), 1)),
+        }
     }
 
     /// Adds the exits that another processor counted.
     pub(crate) fn absorb(&mut self, other: &Self) {
         for (name, count) in &other.exits {
-            *self.exits.entry(name).or_default() += count;
+            *self.exits.entry(name.clone()).or_default() += count;
         }
         self.processors.extend(other.processors.iter().cloned());
     }

@@ -16,12 +16,15 @@ pub enum StopReason {
     Stopped,
     /// The guest's kernel said its last words on the console.
     Panic,
+    /// To look at the machine, or to keep it: it can go on.
+    Paused,
 }
 
 #[derive(Debug, Default)]
 struct Signals {
     rung: bool,
     stop: Option<StopReason>,
+    pause: bool,
     partition: Option<Arc<dyn Partition>>,
 }
 
@@ -45,6 +48,12 @@ impl Remote {
         self.ring(|signals| {
             signals.stop.get_or_insert(reason);
         });
+    }
+
+    /// Brings the machine to rest soon, between two instructions of each processor; where a device asks for it within an
+    /// access, as soon as that access's instruction is done.
+    pub fn pause(&self) {
+        self.ring(|signals| signals.pause = true);
     }
 
     /// Makes the machine look at its serial backends soon.
@@ -79,12 +88,13 @@ impl Remote {
         self.shared.rung.load(Ordering::Acquire)
     }
 
-    /// Takes the ring, and gives the reason to stop if there is one. The reason stays.
+    /// Takes the ring, and gives the reason to stop if there is one. The reason stays, but for a pause.
     pub(crate) fn take(&self) -> Option<StopReason> {
         let mut signals = self.lock();
         signals.rung = false;
         self.shared.rung.store(false, Ordering::Release);
-        signals.stop
+        let pause = std::mem::take(&mut signals.pause);
+        signals.stop.or(pause.then_some(StopReason::Paused))
     }
 
     /// Waits for a ring; at most so long, if there is a limit.
@@ -168,6 +178,13 @@ mod tests {
         assert_eq!(remote.take(), Some(StopReason::Timeout));
         assert!(!remote.is_rung());
         assert_eq!(remote.take(), Some(StopReason::Timeout));
+    }
+
+    #[test]
+    fn a_pause_is_taken_once() {
+        let remote = Remote::default();
+        remote.pause();
+        assert_eq!([remote.take(), remote.take()], [Some(StopReason::Paused), None]);
     }
 
     #[test]

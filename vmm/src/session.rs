@@ -1,19 +1,21 @@
-//! From power-on to power-off or reset: a host thread for each seat, and what they share.
+//! From power-on, or where a machine rested, to power-off, reset or rest: a host thread for each seat, and what they
+//! share.
 //!
 //! With a single seat everything happens on the calling thread, in an order that only the guest decides.
 
 use std::panic::resume_unwind;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant};
 
-use engine::{CpuState, Entry, ExitKind, Partition, Processor, Seat};
+use engine::{Entry, ExitKind, Partition, Processor, Seat};
 
 use crate::board::Board;
 use crate::devices::Action;
 use crate::outcome::{Mark, Outcome, Statistics};
 use crate::remote::{Remote, StopReason};
+use crate::rest::{Processors, Rest};
 use crate::{Error, Result};
 
 /// How a session ended.
@@ -25,14 +27,20 @@ pub enum End {
     Over(Outcome),
 }
 
-/// Ends a session if nothing else has: its thread panics.
+/// A seat's thread ends: so does the session, if nothing else has ended it, and nobody waits for this seat any more.
 struct EndsAll<'s, 'a>(&'s Session<'a>);
 
 impl Drop for EndsAll<'_, '_> {
     fn drop(&mut self) {
         self.0.over(Outcome::Stopped);
+        self.0.rest.leave();
     }
 }
+
+/// Values of [`Session::ended`]: its seats run, come to rest between two instructions, or come out wherever they are.
+const RUNS: u8 = 0;
+const RESTS: u8 = 1;
+const OVER: u8 = 2;
 
 /// What the seats share.
 #[derive(Debug)]
@@ -44,7 +52,8 @@ pub struct Session<'a> {
     pub interactive: bool,
     marks: Mutex<Vec<Mark>>,
     end: Mutex<Option<Result<End>>>,
-    ended: AtomicBool,
+    ended: AtomicU8,
+    rest: Rest,
 }
 
 impl<'a> Session<'a> {
@@ -62,12 +71,19 @@ impl<'a> Session<'a> {
             interactive,
             marks: Mutex::default(),
             end: Mutex::default(),
-            ended: AtomicBool::new(false),
+            ended: AtomicU8::new(RUNS),
+            rest: Rest::default(),
         }
     }
 
-    /// Runs all seats to the end and adds to the statistics.
-    pub fn run(self, seats: Vec<Box<dyn Seat>>, boot: &CpuState, statistics: &mut Statistics) -> Result<End> {
+    /// Runs all seats from a start to the end and adds to the statistics. Gives the processors where they can go on.
+    pub fn run(
+        self,
+        seats: Vec<Box<dyn Seat>>,
+        start: &Processors,
+        statistics: &mut Statistics,
+    ) -> Result<(End, Option<Processors>)> {
+        self.rest.expect(seats.len());
         self.remote.attach(Some(Arc::clone(&self.partition)));
         let mut seats = seats.into_iter();
         let first = seats.next();
@@ -75,13 +91,14 @@ impl<'a> Session<'a> {
             let spawned: Vec<_> = seats
                 .map(|seat| {
                     let name = format!("seat {:?}", seat.vcpus());
-                    std::thread::Builder::new().name(name).spawn_scoped(scope, || self.occupy(seat, boot))
+                    std::thread::Builder::new().name(name).spawn_scoped(scope, || self.occupy(seat, start))
                 })
                 .collect();
-            if let Some(Err(error)) = spawned.iter().find(|thread| thread.is_err()) {
+            for error in spawned.iter().filter_map(|thread| thread.as_ref().err()) {
                 self.end(Err(Error::Thread(error.kind().into())));
+                self.rest.leave();
             }
-            let own = first.map(|seat| self.occupy(seat, boot));
+            let own = first.map(|seat| self.occupy(seat, start));
             let join = |thread: ScopedJoinHandle<'_, Statistics>| {
                 thread.join().unwrap_or_else(|panic| resume_unwind(panic))
             };
@@ -90,37 +107,40 @@ impl<'a> Session<'a> {
         self.remote.attach(None);
         statistics.processors.clear();
         counted.iter().for_each(|one| statistics.absorb(one));
-        statistics.guest_time += self.partition.now();
+        let before = start.so_far();
+        statistics.guest_time += self.partition.now().saturating_sub(before.guest_time);
         if let Some(instructions) = self.partition.instructions() {
-            *statistics.instructions.get_or_insert(0) += instructions;
+            *statistics.instructions.get_or_insert(0) += instructions - before.instructions.unwrap_or(0);
         }
-        statistics.marks = self.marks.into_inner().unwrap_or_else(PoisonError::into_inner);
+        statistics.marks.append(&mut self.marks.into_inner().unwrap_or_else(PoisonError::into_inner));
         let end = self.end.into_inner().unwrap_or_else(PoisonError::into_inner);
         // Without a seat nothing runs, and nothing ever wakes.
-        end.unwrap_or(Ok(End::Over(Outcome::Halted)))
+        Ok((end.unwrap_or(Ok(End::Over(Outcome::Halted)))?, self.rest.processors()))
     }
 
     /// A thread's work. However it ends, the other threads come out too.
-    fn occupy(&self, seat: Box<dyn Seat>, boot: &CpuState) -> Statistics {
+    fn occupy(&self, seat: Box<dyn Seat>, start: &Processors) -> Statistics {
         let _ends_all = EndsAll(self);
         let mut statistics = Statistics::default();
-        if let Err(error) = self.drive(seat, boot, &mut statistics) {
+        if let Err(error) = self.drive(seat, start, &mut statistics) {
             self.end(Err(error));
         }
         statistics
     }
 
-    fn drive(&self, seat: Box<dyn Seat>, boot: &CpuState, statistics: &mut Statistics) -> Result<()> {
+    fn drive(&self, seat: Box<dyn Seat>, start: &Processors, statistics: &mut Statistics) -> Result<()> {
         let vcpus = seat.vcpus();
         let mut processor = seat.bind()?;
-        for &vcpu in &vcpus {
-            if vcpu == 0 {
-                processor.restore(vcpu, boot)?;
-            } else {
-                processor.restore(vcpu, &CpuState::reset(vcpu))?;
-            }
+        if let Some(partition) = &start.partition {
+            processor.restore_partition(partition)?;
+        }
+        for (vcpu, state) in (0..).zip(&start.vcpus).filter(|(vcpu, _)| vcpus.contains(vcpu)) {
+            processor.restore(vcpu, state)?;
         }
         let went = self.go(&mut *processor, statistics);
+        if went.is_ok() && self.ended.load(Ordering::Acquire) == RESTS && self.rest.meet() {
+            self.rest.save(&mut *processor, &vcpus)?;
+        }
         // Where they stand tells why it ended; an engine that has failed may not know.
         let states = vcpus.into_iter().filter_map(|vcpu| Some((vcpu, processor.save(vcpu).ok()?)));
         statistics.processors.extend(states);
@@ -129,16 +149,22 @@ impl<'a> Session<'a> {
 
     fn go(&self, processor: &mut dyn Processor, statistics: &mut Statistics) -> Result<()> {
         let mut entry = Entry::Resume;
-        while !self.ended.load(Ordering::Acquire) {
-            if self.remote.is_rung() {
+        loop {
+            let ended = self.ended.load(Ordering::Acquire);
+            if ended == OVER {
+                return Ok(());
+            }
+            if ended == RUNS && self.remote.is_rung() {
                 self.answer()?;
                 continue;
             }
             let exit = processor.run(entry)?;
             statistics.count(&exit.kind);
+            if ended == RESTS && exit.kind == ExitKind::Kicked {
+                return Ok(());
+            }
             entry = self.handle(exit.kind)?;
         }
-        Ok(())
     }
 
     fn handle(&self, kind: ExitKind) -> Result<Entry> {
@@ -198,6 +224,7 @@ impl<'a> Session<'a> {
             Some(StopReason::Timeout) => self.over(Outcome::Timeout),
             Some(StopReason::Stopped) => self.over(Outcome::Stopped),
             Some(StopReason::Panic) => self.over(Outcome::Panic),
+            Some(StopReason::Paused) => self.over(Outcome::Paused),
         }
         Ok(())
     }
@@ -240,10 +267,15 @@ impl<'a> Session<'a> {
         self.end(Ok(End::Over(outcome)));
     }
 
-    /// The first end counts; every seat comes out.
+    /// The first end counts, but for a failure on the way to rest; every seat comes out.
     fn end(&self, end: Result<End>) {
-        self.end.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(end);
-        self.ended.store(true, Ordering::Release);
+        let mut first = self.end.lock().unwrap_or_else(PoisonError::into_inner);
+        if first.is_none() || matches!((&*first, &end), (Some(Ok(_)), Err(_))) {
+            let rests = matches!(&end, Ok(End::Over(outcome)) if outcome.can_go_on());
+            self.ended.store(if rests { RESTS } else { OVER }, Ordering::Release);
+            *first = Some(end);
+        }
+        drop(first);
         self.partition.kick();
     }
 

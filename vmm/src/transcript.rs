@@ -3,6 +3,8 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use serde::{Deserialize, Serialize};
+
 use crate::devices::SerialBackend;
 use crate::remote::{Remote, StopReason};
 
@@ -10,16 +12,28 @@ use crate::remote::{Remote, StopReason};
 const LINES: usize = 50;
 /// Bytes kept of a line.
 const LINE_LENGTH: usize = 1024;
+/// Bytes kept, so that the console of a machine that goes on from a snapshot can be told all of them again.
+const BYTES: usize = 1 << 20;
 /// How a kernel begins its last words.
 const PANIC: &[u8] = b"Kernel panic - not syncing";
 /// How it ends them if it will not reboot.
 const PANIC_END: &[u8] = b"---[ end Kernel panic";
 
-#[derive(Debug, Default)]
-struct Said {
+/// What was said, as far as it is kept.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Said {
     lines: VecDeque<String>,
     current: Vec<u8>,
     panicked: bool,
+    all: Vec<u8>,
+}
+
+impl Said {
+    /// Every byte since power-up, but for what is beyond a limit.
+    #[must_use]
+    pub fn all(&self) -> &[u8] {
+        &self.all
+    }
 }
 
 /// The memory of a console. Clones share it.
@@ -48,6 +62,17 @@ impl Transcript {
         self.lock().panicked = false;
     }
 
+    /// What was said so far.
+    #[must_use]
+    pub fn save(&self) -> Said {
+        self.lock().clone()
+    }
+
+    /// Replaces it.
+    pub fn restore(&self, said: Said) {
+        *self.lock() = said;
+    }
+
     /// Puts this memory before a backend. A panic that ends without reboot stops the machine.
     #[must_use]
     pub fn before(&self, backend: Box<dyn SerialBackend>, remote: Remote) -> Box<dyn SerialBackend> {
@@ -61,6 +86,9 @@ impl Transcript {
     /// Notes a byte; gives whether it ended the last words of a kernel.
     fn hear(&self, byte: u8) -> bool {
         let mut said = self.lock();
+        if said.all.len() < BYTES {
+            said.all.push(byte);
+        }
         match byte {
             b'\n' => {}
             b'\r' => return false,

@@ -62,6 +62,10 @@ struct Scrub {
     found: Vec<(Handle, Range<u64>)>,
 }
 
+/// What a bus remembers since power came on, its DIMMs left out: an opaque value to be kept and given back.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BusMemory(Option<Scrub>);
+
 const fn words(n: usize) -> usize {
     8 * n
 }
@@ -107,6 +111,16 @@ impl Bus {
     /// Forgets what was learnt since power came on.
     pub fn reset(&mut self) {
         self.scrub = None;
+    }
+
+    /// What was learnt since power came on.
+    pub fn memory(&self) -> BusMemory {
+        BusMemory(self.scrub.clone())
+    }
+
+    /// Replaces what was learnt.
+    pub fn recall(&mut self, memory: BusMemory) {
+        self.scrub = memory.0;
     }
 
     /// The regions.

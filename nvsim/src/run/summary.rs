@@ -38,7 +38,7 @@ pub struct Summary<'a> {
     /// How often the guest reset the machine.
     resets: u32,
     /// Exits by kind.
-    exits: &'a BTreeMap<&'static str, u64>,
+    exits: &'a BTreeMap<String, u64>,
     /// Marks of the last boot.
     marks: &'a [Mark],
     /// Where the processors stood, when the run did not end as it should.

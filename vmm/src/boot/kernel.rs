@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use engine::GuestMemory;
 use linux_loader::loader::bootparam::setup_header;
 use linux_loader::loader::{BzImage, Elf, KernelLoader};
+use serde::{Deserialize, Serialize};
 use vm_memory::{Address, GuestAddress};
 
 use super::read;
@@ -25,7 +26,7 @@ const KERNEL_64: u16 = 1;
 const MIN_VERSION: u16 = 0x020C;
 
 /// A kernel file.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Kernel {
     /// An uncompressed ELF: the fast way.
     Elf(PathBuf),

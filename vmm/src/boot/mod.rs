@@ -10,6 +10,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use engine::{CpuState, GuestMemory};
+use serde::{Deserialize, Serialize};
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::devices::Power;
@@ -25,7 +26,7 @@ const RESET_CODE: [u8; 9] = {
 };
 
 /// What to boot.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BootSpec {
     /// The kernel.
     pub kernel: Kernel,

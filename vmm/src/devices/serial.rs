@@ -138,6 +138,11 @@ impl Serial {
             && self.uart.read(INTERRUPT_ENABLE) & 1 != 0
     }
 
+    /// Tells the backend something that the guest has written at another time.
+    pub fn tell(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|&byte| self.backend.output(byte));
+    }
+
     /// Hands to the backend what the guest wrote.
     fn drain(&mut self) {
         for byte in self.uart.writer_mut().drain(..) {

@@ -14,14 +14,18 @@
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind};
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nvdimm_model::{Dimm, Geometry};
 
 use super::lock::{self, Hold};
+use super::map::MappedFile;
 use super::superblock::{self, Record, Refusal};
 use super::{Error, Result, host};
+use crate::memory::PersistentRegion;
+use crate::snapshot::{Image, image};
 
 /// Offset of the label area.
 pub const LABELS: u64 = 2 * superblock::SIZE as u64;
@@ -34,6 +38,8 @@ const _: () = assert!(LABELS + Geometry::MAX_LABEL_SIZE as u64 <= DATA);
 pub struct Backing {
     path: PathBuf,
     file: File,
+    /// The image of which the file is a part, of a private one.
+    image: Option<Image>,
     hold: Hold,
     sequence: u64,
     record: Record,
@@ -64,8 +70,15 @@ impl Backing {
         let file =
             options(true).create_new(true).mode(0o644).open(&draft).map_err(Error::io("create", &draft))?;
         let _draft = Draft(&draft);
-        let backing =
-            Self { path: path.to_owned(), file, hold: Hold::Exclusive, sequence: 1, record, labels };
+        let backing = Self {
+            path: path.to_owned(),
+            file,
+            image: None,
+            hold: Hold::Exclusive,
+            sequence: 1,
+            record,
+            labels,
+        };
         backing.lay_down(fill)?;
         match std::fs::hard_link(&draft, path) {
             Ok(()) => Ok(backing),
@@ -119,7 +132,20 @@ impl Backing {
         Self::check(path, &record, meta.len())?;
         let labels = read_up_to(&file, LABELS, record.geometry.label_size as usize)
             .map_err(Error::io("read the labels of", path))?;
-        Ok(Self { path: path.to_owned(), file, hold, sequence, record, labels })
+        Ok(Self { path: path.to_owned(), file, image: None, hold, sequence, record, labels })
+    }
+
+    /// A DIMM whose whole file is an image that is kept elsewhere. It begins as that is, and the image never changes.
+    pub fn of_image(path: &Path, image: &Image) -> Result<Self> {
+        let (file, base) = image.place();
+        let file = file.try_clone().map_err(Error::io("open", path))?;
+        let head = read_up_to(&file, base, 2 * superblock::SIZE).map_err(Error::io("read", path))?;
+        let (sequence, record) = newest(path, &head)?;
+        Self::check(path, &record, image.extents.len)?;
+        let labels = read_up_to(&file, base + LABELS, record.geometry.label_size as usize)
+            .map_err(Error::io("read the labels of", path))?;
+        let image = Some(image.clone());
+        Ok(Self { path: path.to_owned(), file, image, hold: Hold::Private, sequence, record, labels })
     }
 
     /// Checks what a whole superblock says against what can be.
@@ -161,6 +187,11 @@ impl Backing {
         &self.file
     }
 
+    /// The file to be mapped.
+    pub fn mapped(&self) -> MappedFile<'_> {
+        MappedFile { file: &self.file, base: self.base(), private: self.image.is_some() }
+    }
+
     /// The DIMM as the guest will find it.
     pub fn dimm(&self) -> Dimm {
         let record = &self.record;
@@ -171,9 +202,40 @@ impl Backing {
         dimm
     }
 
+    /// Where it begins in the file.
+    fn base(&self) -> u64 {
+        self.image.as_ref().map_or(0, |image| image.place().1)
+    }
+
+    /// A copy of the whole file as it would be. `pieces` are where its data are mapped, by offset in the file: a region
+    /// and a part of it.
+    pub fn copy<'m>(
+        &self,
+        pieces: impl Iterator<Item = (u64, &'m PersistentRegion, Range<u64>)>,
+    ) -> Result<Image> {
+        let Some(image) = &self.image else { return Image::of_file(&self.file).map_err(self.io("copy")) };
+        let copy = || {
+            let mut copy = image::Copy::new(c"nvsim NV-DIMM", image.extents.len)?;
+            let superblock = superblock::write(self.sequence, &self.record).map_err(io::Error::other)?;
+            copy.bytes(0, &[&superblock[..], &superblock].concat())?;
+            let mut labels = self.labels.clone();
+            labels.resize(labels.len().next_multiple_of(image::PAGE as usize), 0);
+            copy.bytes(LABELS, &labels)?;
+            for (at, region, part) in pieces {
+                copy.pages(at, region, part, Some(image))?;
+            }
+            Ok(copy.finish())
+        };
+        copy().map_err(self.io("copy"))
+    }
+
     /// Replaces the record.
     pub fn store(&mut self, record: Record) -> Result<()> {
         let sequence = self.sequence + 1;
+        if self.hold == Hold::Private {
+            self.record = record;
+            return Ok(());
+        }
         self.write_superblock(sequence % 2 + 1, sequence, &record)?;
         (self.sequence, self.record) = (sequence, record);
         Ok(())
@@ -186,6 +248,9 @@ impl Backing {
             return Err(self.io("write the labels of")(ErrorKind::InvalidInput.into()));
         };
         place.copy_from_slice(bytes);
+        if self.hold == Hold::Private {
+            return Ok(());
+        }
         self.file.write_all_at(bytes, LABELS + offset as u64).map_err(self.io("write the labels of"))
     }
 
@@ -197,29 +262,37 @@ impl Backing {
 
     /// Writes data at a device address.
     pub fn write_data(&self, dpa: u64, bytes: &[u8]) -> Result<()> {
+        self.check_writable()?;
         let at = self.data_offset(dpa, bytes.len())?;
         self.file.write_all_at(bytes, at).map_err(self.io("write"))
     }
 
     /// Makes a run of data read as zeroes.
     pub fn clear_data(&self, dpa: u64, len: u64) -> Result<()> {
+        self.check_writable()?;
         let at = self.data_offset(dpa, len as usize)?;
         if len == 0 { Ok(()) } else { host::punch(&self.file, at, len).map_err(self.io("clear")) }
     }
 
     fn data_offset(&self, dpa: u64, len: usize) -> Result<u64> {
         let end = dpa.checked_add(len as u64).filter(|&end| end <= self.record.geometry.size);
-        end.map(|_| DATA + dpa).ok_or_else(|| self.io("reach the data of")(ErrorKind::InvalidInput.into()))
+        end.map(|_| self.base() + DATA + dpa)
+            .ok_or_else(|| self.io("reach the data of")(ErrorKind::InvalidInput.into()))
     }
 
     fn write_superblock(&self, slot: u64, sequence: u64, record: &Record) -> Result<()> {
-        if self.hold == Hold::Shared {
-            return Err(self.io("write")(ErrorKind::ReadOnlyFilesystem.into()));
-        }
+        self.check_writable()?;
         let at = slot % 2 * superblock::SIZE as u64;
         let bytes =
             superblock::write(sequence, record).map_err(|what| self.io("write")(io::Error::other(what)))?;
         self.file.write_all_at(&bytes, at).map_err(self.io("write"))
+    }
+
+    fn check_writable(&self) -> Result<()> {
+        match self.hold {
+            Hold::Exclusive => Ok(()),
+            Hold::Shared | Hold::Private => Err(self.io("write")(ErrorKind::ReadOnlyFilesystem.into())),
+        }
     }
 
     fn io(&self, doing: &'static str) -> impl FnOnce(io::Error) -> Error + use<> {

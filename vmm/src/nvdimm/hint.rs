@@ -18,6 +18,11 @@ impl FlushHints {
         Self { written: pages.into_iter().map(|has| has.then_some(0)).collect() }
     }
 
+    /// Whether the same DIMMs have pages.
+    pub fn is_like(&self, other: &Self) -> bool {
+        self.written.iter().map(Option::is_some).eq(other.written.iter().map(Option::is_some))
+    }
+
     /// Hints written to a DIMM's page so far.
     pub fn count(&self, dimm: usize) -> u64 {
         self.written.get(dimm).copied().flatten().unwrap_or(0)

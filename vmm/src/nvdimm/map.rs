@@ -12,8 +12,19 @@ use vm_memory::{GuestAddress, GuestRegionMmap, MmapRegion};
 use super::plan::{MappedPiece, Plan};
 use crate::memory::PersistentRegion;
 
-/// Maps a region; `files` are the DIMMs' files by index. Stores go to the files, whatever then happens to this process.
-pub fn map(region: &Region, files: &[&File]) -> io::Result<PersistentRegion> {
+/// A DIMM's file as it is mapped.
+#[derive(Debug, Clone, Copy)]
+pub struct MappedFile<'a> {
+    /// The file.
+    pub file: &'a File,
+    /// Where the DIMM begins in it.
+    pub base: u64,
+    /// Stores stay with the mapping; else they go to the file, whatever then happens to this process.
+    pub private: bool,
+}
+
+/// Maps a region; `files` are the DIMMs' files by index.
+pub fn map(region: &Region, files: &[MappedFile<'_>]) -> io::Result<PersistentRegion> {
     let size = usize::try_from(region.set.size()).map_err(|_| io::ErrorKind::OutOfMemory)?;
     let reservation: MmapRegion<()> = MmapRegion::new(size).map_err(io::Error::other)?;
     for piece in Plan::mapping(region) {
@@ -24,13 +35,15 @@ pub fn map(region: &Region, files: &[&File]) -> io::Result<PersistentRegion> {
 }
 
 /// Maps a piece of a file over its place in the reservation, which unmaps all of its range when it goes.
-fn overlay(reservation: &MmapRegion<()>, piece: &MappedPiece, file: &File) -> io::Result<()> {
+fn overlay(reservation: &MmapRegion<()>, piece: &MappedPiece, file: MappedFile<'_>) -> io::Result<()> {
     let (offset, len) = (piece.offset as usize, piece.len as usize);
     let fits = offset.checked_add(len).is_some_and(|end| end <= reservation.size());
-    let file_offset = i64::try_from(piece.file_offset).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let file_offset =
+        i64::try_from(file.base + piece.file_offset).map_err(|_| io::ErrorKind::InvalidInput)?;
     if !fits {
         return Err(io::ErrorKind::InvalidInput.into());
     }
+    let sharing = if file.private { libc::MAP_PRIVATE } else { libc::MAP_SHARED };
     // SAFETY: the target lies within the reservation, which is ours alone and to which no reference exists yet; so
     // nothing else is replaced.
     let mapped = unsafe {
@@ -38,8 +51,8 @@ fn overlay(reservation: &MmapRegion<()>, piece: &MappedPiece, file: &File) -> io
             reservation.as_ptr().add(offset).cast(),
             len,
             libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_SHARED | libc::MAP_NORESERVE | libc::MAP_FIXED,
-            file.as_raw_fd(),
+            sharing | libc::MAP_NORESERVE | libc::MAP_FIXED,
+            file.file.as_raw_fd(),
             file_offset,
         )
     };

@@ -21,11 +21,13 @@ mod spec;
 pub mod superblock;
 
 use std::ops::Range;
+use std::path::PathBuf;
 
 use engine::GuestMemory;
 use nvdimm_model::Handle;
-use nvdimm_model::dsm::{self, Bus};
+use nvdimm_model::dsm::{self, Bus, BusMemory};
 use nvdimm_model::health::Health;
+use serde::{Deserialize, Serialize};
 use vm_memory::{Bytes, GuestAddress};
 
 pub use self::entropy::Entropy;
@@ -39,8 +41,10 @@ use self::hint::FlushHints;
 use self::mailbox::Call;
 use self::offline::{Blueprint, NamespaceInfo, named};
 use self::plan::{Plan, Sets};
+use crate::devices::Snapshot;
 use crate::layout::{self, port};
-use crate::memory::PersistentRegion;
+use crate::memory::{self, PersistentRegion};
+use crate::snapshot::Image;
 
 /// The files of a machine's DIMMs, open and held, before they have addresses.
 #[derive(Debug)]
@@ -57,6 +61,16 @@ pub struct Nvdimms {
     bus: Bus,
     hints: FlushHints,
     memory: Vec<PersistentRegion>,
+    /// Calls that came through the mailbox since power-up.
+    calls: u64,
+}
+
+/// What the DIMMs' bus remembers since power came on. What the DIMMs themselves remember is in their files.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NvdimmsState {
+    bus: BusMemory,
+    hints: FlushHints,
+    calls: u64,
 }
 
 /// What the guest finds as a block or character device.
@@ -136,6 +150,21 @@ impl OpenDimms {
         }
     }
 
+    /// The DIMMs of a snapshot that keeps their contents: what a machine writes to them is its own.
+    pub fn of_images(images: &[(PathBuf, Image)]) -> Result<Self> {
+        let open = |(path, image): &(PathBuf, Image)| Backing::of_image(path, image);
+        let backings = images.iter().map(open).collect::<Result<Vec<_>>>()?;
+        let sets =
+            Sets::new(&backings.iter().map(|b| (b.path().to_owned(), b.record())).collect::<Vec<_>>())?;
+        Ok(Self { backings, sets })
+    }
+
+    /// There are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.backings.is_empty()
+    }
+
     /// Bytes of each region, in the order in which addresses are wanted.
     #[must_use]
     pub fn region_sizes(&self) -> Vec<u64> {
@@ -157,7 +186,7 @@ impl OpenDimms {
     pub fn place(self, ranges: &[Range<u64>]) -> Result<Nvdimms> {
         let Self { backings, sets } = self;
         let plan = Plan::new(&named(&backings), &sets, ranges);
-        let files: Vec<_> = backings.iter().map(Backing::file).collect();
+        let files: Vec<_> = backings.iter().map(Backing::mapped).collect();
         let memory = plan
             .regions
             .iter()
@@ -170,7 +199,7 @@ impl OpenDimms {
             plan.dimms.iter().zip(&backings).map(|(dimm, backing)| (dimm.handle, backing.dimm())).collect();
         let bus = Bus::new(dimms, plan.regions.clone());
         let hints = FlushHints::new(plan.dimms.iter().map(|dimm| dimm.hint.is_some()));
-        Ok(Nvdimms { backings, plan, bus, hints, memory })
+        Ok(Nvdimms { backings, plan, bus, hints, memory, calls: 0 })
     }
 }
 
@@ -298,6 +327,7 @@ impl Nvdimms {
         let mut copy = [0; mailbox::PAGE];
         memory.read_slice(&mut copy, page)?;
         let call = Call::read(&copy);
+        self.calls += 1;
         let mut answer = call.answer(&mut self.bus);
         if let Err(error) = self.write_down() {
             tracing::error!(%error, function = call.function, "an NV-DIMM's file could not be written");
@@ -334,6 +364,32 @@ impl Nvdimms {
     /// The guest was reset: what the bus itself remembers is gone, what the DIMMs remember stays.
     pub fn reset(&mut self) {
         self.bus.reset();
+        self.calls = 0;
+    }
+
+    /// Nothing of what the DIMMs hold can be known to this guest: it has made no call, written no hint, and touched no
+    /// page of theirs.
+    #[must_use]
+    pub fn are_unknown_to_guest(&self) -> bool {
+        let hinted = (0..self.backings.len()).any(|dimm| self.hints.count(dimm) > 0);
+        let touched = self.memory.iter().any(|region| memory::is_touched(region));
+        self.calls == 0 && !hinted && !touched
+    }
+
+    /// Copies of the DIMMs' files as they are now. The guest must be at rest.
+    ///
+    /// # Errors
+    /// A file could not be read.
+    pub fn images(&self) -> Result<Vec<(PathBuf, Image)>> {
+        let copy = |(n, backing): (usize, &Backing)| {
+            let regions = self.plan.regions.iter().zip(&self.memory);
+            let pieces = regions.flat_map(|(region, memory)| {
+                let own = Plan::mapping(region).filter(move |piece| piece.dimm == n);
+                own.map(move |piece| (piece.file_offset, memory, piece.offset..piece.offset + piece.len))
+            });
+            Ok((backing.path().to_owned(), backing.copy(pieces)?))
+        };
+        self.backings.iter().enumerate().map(copy).collect()
     }
 
     fn change_health(&mut self, change: fn(&mut Health)) -> Result<()> {
@@ -378,6 +434,25 @@ impl Nvdimms {
     #[must_use]
     pub fn index_of(&self, handle: Handle) -> Option<usize> {
         self.plan.dimms.iter().position(|dimm| dimm.handle == handle)
+    }
+}
+
+impl Snapshot for Nvdimms {
+    type State = NvdimmsState;
+
+    fn save(&self) -> NvdimmsState {
+        NvdimmsState { bus: self.bus.memory(), hints: self.hints.clone(), calls: self.calls }
+    }
+
+    fn restore(&mut self, state: NvdimmsState) -> crate::Result<()> {
+        if !state.hints.is_like(&self.hints) {
+            let reason = "its flush-hint pages are those of other DIMMs".to_owned();
+            return Err(crate::Error::BadState { device: "the NV-DIMMs", reason });
+        }
+        self.bus.recall(state.bus);
+        self.hints = state.hints;
+        self.calls = state.calls;
+        Ok(())
     }
 }
 

@@ -1,0 +1,269 @@
+//! Memory as it was: the pages that are not zero, in place in a file with holes, so that mapping it is restoring it.
+#![expect(unsafe_code, reason = "memory files and mappings of them have no safe form")]
+
+use std::ffi::CStr;
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use engine::GuestMemory;
+use serde::{Deserialize, Serialize};
+use vm_memory::{
+    Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestRegionMmap, MemoryRegionAddress, MmapRegion,
+};
+
+use crate::layout::MemoryPlan;
+
+/// Bytes of a page.
+pub const PAGE: u64 = 4096;
+/// Bytes that are copied or hashed at a time.
+const CHUNK: usize = 1 << 20;
+
+/// Where something large is not zero.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Extents {
+    /// Bytes of the whole.
+    pub len: u64,
+    /// Where something is, in order, page-aligned.
+    pub runs: Vec<Range<u64>>,
+}
+
+impl Extents {
+    /// Adds a run at the end, joined with the last one where they touch.
+    fn push(&mut self, run: Range<u64>) {
+        match self.runs.last_mut() {
+            Some(last) if last.end == run.start => last.end = run.end,
+            _ => self.runs.push(run),
+        }
+    }
+
+    /// Bytes that are stored.
+    pub fn stored(&self) -> u64 {
+        self.runs.iter().map(|run| run.end - run.start).sum()
+    }
+
+    /// Whether the runs are in order, page-aligned and within the whole.
+    pub fn are_sound(&self) -> bool {
+        let mut end = 0;
+        self.runs.iter().all(|run| {
+            let sound =
+                run.start >= end && run.start < run.end && run.start % PAGE == 0 && run.end <= self.len;
+            end = run.end;
+            sound
+        })
+    }
+
+    /// Whether a page is within a run.
+    fn covers(&self, page: u64) -> bool {
+        let after = self.runs.partition_point(|run| run.end <= page);
+        self.runs.get(after).is_some_and(|run| run.start <= page)
+    }
+}
+
+/// A sparse image within a file that nobody changes any more. Clones share the file.
+#[derive(Debug, Clone)]
+pub struct Image {
+    file: Arc<File>,
+    /// Where it begins in the file; page-aligned.
+    offset: u64,
+    /// What is not zero.
+    pub extents: Extents,
+}
+
+impl Image {
+    /// The image that stands at an offset of a file.
+    pub fn within(file: Arc<File>, offset: u64, extents: Extents) -> Self {
+        Self { file, offset, extents }
+    }
+
+    /// Its file, and where it begins in it.
+    pub fn place(&self) -> (&Arc<File>, u64) {
+        (&self.file, self.offset)
+    }
+
+    /// Copies what is not zero of a machine's RAM. What it has not touched since it was mapped from `base` is as there.
+    pub fn of_ram(plan: &MemoryPlan, memory: &GuestMemory, base: Option<&Self>) -> io::Result<Self> {
+        let len = plan.ram().iter().map(|range| range.end - range.start).sum();
+        let mut copy = Copy::new(c"nvsim RAM", len)?;
+        let mut done = 0;
+        for range in plan.ram() {
+            let region = memory.find_region(GuestAddress(range.start)).ok_or(io::ErrorKind::NotFound)?;
+            let len = range.end - range.start;
+            copy.pages(done, region, 0..len, base)?;
+            done += len;
+        }
+        Ok(copy.finish())
+    }
+
+    /// Copies what another file holds; its holes stay holes.
+    pub fn of_file(source: &File) -> io::Result<Self> {
+        let len = source.metadata()?.len();
+        let file = memory_file(c"nvsim NV-DIMM", len)?;
+        let extents = data_runs(source, len)?;
+        for run in &extents.runs {
+            copy(source, run.start, &file, run.start, run.end - run.start)?;
+        }
+        Ok(Self { file: Arc::new(file), offset: 0, extents })
+    }
+
+    /// Writes it at an offset of a file that reads as zeros there.
+    pub fn write(&self, to: &File, offset: u64) -> io::Result<()> {
+        self.extents.runs.iter().try_for_each(|run| {
+            copy(&self.file, self.offset + run.start, to, offset + run.start, run.end - run.start)
+        })
+    }
+
+    /// BLAKE3 of what is stored.
+    pub fn hash(&self) -> io::Result<[u8; 32]> {
+        let mut hasher = blake3::Hasher::new();
+        let mut piece = vec![0; CHUNK];
+        for run in &self.extents.runs {
+            hasher.update(&run.start.to_le_bytes()).update(&run.end.to_le_bytes());
+            let mut at = run.start;
+            while at < run.end {
+                let wanted = CHUNK.min((run.end - at) as usize);
+                self.file.read_exact_at(&mut piece[..wanted], self.offset + at)?;
+                hasher.update(&piece[..wanted]);
+                at += wanted as u64;
+            }
+        }
+        Ok(*hasher.finalize().as_bytes())
+    }
+
+    /// Maps a range of it privately: what is written is this mapping's own.
+    pub fn map(&self, at: u64, len: u64) -> io::Result<MmapRegion<()>> {
+        let size = usize::try_from(len).map_err(|_| io::ErrorKind::OutOfMemory)?;
+        let place = FileOffset::from_arc(Arc::clone(&self.file), self.offset + at);
+        let (protection, flags) =
+            (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_NORESERVE);
+        MmapRegion::build(Some(place), size, protection, flags).map_err(io::Error::other)
+    }
+}
+
+/// An image in the making, in a memory file, from its begin to its end.
+#[derive(Debug)]
+pub struct Copy {
+    file: File,
+    extents: Extents,
+}
+
+impl Copy {
+    /// All zeros.
+    pub fn new(name: &CStr, len: u64) -> io::Result<Self> {
+        Ok(Self { file: memory_file(name, len)?, extents: Extents { len, runs: Vec::new() } })
+    }
+
+    /// Puts bytes, whole pages of them, at an offset.
+    pub fn bytes(&mut self, at: u64, bytes: &[u8]) -> io::Result<()> {
+        self.file.write_all_at(bytes, at)?;
+        self.extents.push(at..at + bytes.len() as u64);
+        Ok(())
+    }
+
+    /// Puts the pages that are not zero of a part of a mapping at an offset. Pages that the mapping's owner has not
+    /// touched since it was mapped from `base`, where they have the same offset, are as there.
+    pub fn pages(
+        &mut self,
+        at: u64,
+        region: &GuestRegionMmap<()>,
+        part: Range<u64>,
+        base: Option<&Image>,
+    ) -> io::Result<()> {
+        let host = region.get_mmap().as_ptr() as u64 + part.start;
+        let touched = Touched::of(host, part.end - part.start);
+        let mut page = [0_u8; PAGE as usize];
+        for n in (0..part.end - part.start).step_by(PAGE as usize) {
+            if !touched.contains(n) && !base.is_some_and(|base| base.extents.covers(at + n)) {
+                continue;
+            }
+            let place = MemoryRegionAddress(part.start + n);
+            region.read_slice(&mut page, place).map_err(io::Error::other)?;
+            if page.iter().any(|&byte| byte != 0) {
+                self.bytes(at + n, &page)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The image.
+    pub fn finish(self) -> Image {
+        Image { file: Arc::new(self.file), offset: 0, extents: self.extents }
+    }
+}
+
+/// A file of zeros that is only in memory.
+fn memory_file(name: &CStr, len: u64) -> io::Result<File> {
+    // SAFETY: a NUL-terminated string; the descriptor that comes back is ours alone.
+    let file = unsafe {
+        let descriptor = libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC);
+        if descriptor < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        File::from_raw_fd(descriptor)
+    };
+    file.set_len(len)?;
+    Ok(file)
+}
+
+fn copy(from: &File, at: u64, to: &File, place: u64, len: u64) -> io::Result<()> {
+    let mut piece = vec![0; CHUNK.min(len as usize)];
+    let mut done = 0;
+    while done < len {
+        let wanted = CHUNK.min((len - done) as usize);
+        from.read_exact_at(&mut piece[..wanted], at + done)?;
+        to.write_all_at(&piece[..wanted], place + done)?;
+        done += wanted as u64;
+    }
+    Ok(())
+}
+
+/// Where a file is no hole, in whole pages.
+fn data_runs(file: &File, len: u64) -> io::Result<Extents> {
+    let seek = |from: u64, whence| {
+        let from = i64::try_from(from).map_err(|_| io::ErrorKind::InvalidInput)?;
+        // SAFETY: takes integers only.
+        let found = unsafe { libc::lseek(file.as_raw_fd(), from, whence) };
+        match u64::try_from(found) {
+            Ok(found) => Ok(Some(found)),
+            Err(_) => match io::Error::last_os_error() {
+                error if error.raw_os_error() == Some(libc::ENXIO) => Ok(None),
+                error => Err(error),
+            },
+        }
+    };
+    let mut runs = Extents { len, runs: Vec::new() };
+    let mut at = 0;
+    while at < len
+        && let Some(start) = seek(at, libc::SEEK_DATA)?
+    {
+        let end = seek(start, libc::SEEK_HOLE)?.unwrap_or(len);
+        at = end.next_multiple_of(PAGE).min(len);
+        runs.push(start / PAGE * PAGE..at);
+    }
+    Ok(runs)
+}
+
+/// Which pages of a mapping are this process's own: it wrote them, or, of anonymous memory, read them.
+struct Touched(Option<Vec<u64>>);
+
+impl Touched {
+    /// Of a mapping. Where the host does not tell, all are.
+    fn of(address: u64, len: u64) -> Self {
+        let mut bytes = vec![0; (len / PAGE * 8) as usize];
+        let read = File::open("/proc/self/pagemap")
+            .and_then(|map| map.read_exact_at(&mut bytes, address / PAGE * 8));
+        let entry = |bytes: &[u8]| bytes.try_into().map_or(u64::MAX, u64::from_le_bytes);
+        Self(read.ok().map(|()| bytes.chunks_exact(8).map(entry).collect()))
+    }
+
+    fn contains(&self, at: u64) -> bool {
+        // Linux, Documentation/admin-guide/mm/pagemap.rst.
+        const PRESENT_OR_SWAPPED: u64 = 3 << 62;
+        const OF_A_FILE: u64 = 1 << 61;
+        let entry = self.0.as_ref().and_then(|entries| entries.get((at / PAGE) as usize));
+        entry.is_none_or(|entry| entry & PRESENT_OR_SWAPPED != 0 && entry & OF_A_FILE == 0)
+    }
+}

@@ -1,0 +1,118 @@
+//! A machine at rest, kept: its state as values and its memory as an image that any number of machines map copy-on-write.
+//!
+//! A snapshot is taken by [`crate::Machine::snapshot`] when a run has ended with an outcome that
+//! [can go on](crate::Outcome::can_go_on), and brought back by [`crate::Machine::from_snapshot`]. The machine that goes on
+//! and those that are brought back do the same from there on: all of them start from the neutral state in a fresh
+//! partition, with empty translation caches.
+//!
+//! What the NV-DIMMs hold is either part of it, and then every machine has copies of its own; or it is not, and then the
+//! guest must not have looked at the DIMMs yet: the snapshot goes on with any that the guest would find alike.
+
+mod file;
+pub(crate) mod image;
+
+use std::path::{Path, PathBuf};
+
+use engine::PartitionSpec;
+use serde::{Deserialize, Serialize};
+
+use crate::board::BoardState;
+use crate::boot::BootSpec;
+use crate::outcome::Statistics;
+use crate::rest::Processors;
+use crate::transcript::Said;
+use crate::{Error, Result};
+
+pub use file::FORMAT;
+pub use image::Image;
+
+/// Everything about a machine at rest but what its memory and its DIMMs hold.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct State {
+    pub partition: PartitionSpec,
+    pub ram: u64,
+    pub boot: BootSpec,
+    pub wall_clock: u64,
+    /// BLAKE3 of the ACPI tables: what the guest was told of the machine, its DIMMs' identities and places among it.
+    pub tables: [u8; 32],
+    pub processors: Processors,
+    pub board: BoardState,
+    pub statistics: Statistics,
+    pub said: Said,
+}
+
+/// A machine at rest. Clones share the memory.
+#[derive(Debug, Clone)]
+pub struct Snapshot {
+    pub(crate) state: State,
+    pub(crate) memory: Image,
+    /// The DIMMs' files as they were; none if the guest had not looked at them.
+    pub(crate) dimms: Option<Vec<(PathBuf, Image)>>,
+}
+
+/// What a snapshot is of, for listings.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct SnapshotInfo {
+    /// Processors.
+    pub vcpus: u8,
+    /// Bytes of RAM.
+    pub ram: u64,
+    /// Bytes of RAM that are stored.
+    pub stored: u64,
+    /// Instructions retired until then, where they were counted.
+    pub instructions: Option<u64>,
+    /// Guest time until then, in nanoseconds.
+    pub guest_time: u64,
+    /// The kernel's file.
+    pub kernel: PathBuf,
+    /// The DIMMs whose contents it keeps.
+    pub dimms: Vec<PathBuf>,
+}
+
+impl Snapshot {
+    /// Writes it to a file that does not exist yet, which appears under its name when it is complete. With `sync` it is on
+    /// the disk when this returns.
+    ///
+    /// # Errors
+    /// The file exists, or the host refuses.
+    pub fn save(&self, path: &Path, sync: bool) -> Result<()> {
+        file::save(self, path, sync)
+    }
+
+    /// Opens a file and checks all of it.
+    ///
+    /// # Errors
+    /// [`Error::Snapshot`] if it is none, of another version, or not whole.
+    pub fn open(path: &Path) -> Result<Self> {
+        file::open(path)
+    }
+
+    /// What it is of.
+    #[must_use]
+    pub fn info(&self) -> SnapshotInfo {
+        let so_far = self.state.processors.so_far();
+        SnapshotInfo {
+            vcpus: self.state.partition.vcpus,
+            ram: self.state.ram,
+            stored: self.memory.extents.stored(),
+            instructions: so_far.instructions,
+            guest_time: so_far.guest_time,
+            kernel: self.state.boot.kernel.path().to_owned(),
+            dimms: self.dimms.iter().flatten().map(|(path, _)| path.clone()).collect(),
+        }
+    }
+
+    /// Whether the DIMMs' contents are part of it.
+    #[must_use]
+    pub fn keeps_dimms(&self) -> bool {
+        self.dimms.is_some()
+    }
+}
+
+/// A snapshot and a machine that do not fit.
+pub(crate) fn misfit(reason: impl Into<String>) -> Error {
+    Error::Misfit { reason: reason.into() }
+}
+
+#[cfg(test)]
+mod tests;
