@@ -1,13 +1,19 @@
 //! What host and agent say to each other.
 //!
+<<<<<<< HEAD
 //! The agent says [`Hello`] when modules are loaded. The host then sends its [`Request`], in parts, because a script may be
 //! longer than a frame. The agent mounts what is to be mounted, says [`Ready`](FromGuest::Ready), runs what it was asked to, passes on its
+=======
+//! The agent says [`FromGuest::Booted`] when all is done that depends neither on the request nor on what the NV-DIMMs hold:
+//! a point of rest, from which the host may start other runs. It says [`Hello`] when the DIMMs are probed. The host then sends its [`Request`], in parts, because a script may be
+//! longer than a frame. The agent mounts what is to be mounted, says [`Ready`], runs what it was asked to, passes on its
+>>>>>>> e5a2d86 (The agent rests before it looks at NV-DIMMs; a machine goes on from a snapshot instead of being powered up)
 //! output, unmounts, says [`Exited`], and powers the machine off.
 
 use crate::frame::{self, Frame, MAX_PAYLOAD};
 
 /// Changes with the protocol. Both sides refuse another.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Present on the kernel command line when a host listens on the control channel. Without it, the agent gives a shell.
 pub const HOST_PARAMETER: &str = "nvsim.host=1";
@@ -138,6 +144,8 @@ pub enum FromGuest {
     Log(String),
     /// The job ended; file systems are unmounted, and the machine is about to power off.
     Exited(Exited),
+    /// The kernel and the drivers are up; nothing has looked at the NV-DIMMs yet.
+    Booted,
 }
 
 /// From the host to the agent.
@@ -172,6 +180,7 @@ impl FromGuest {
             Self::Log(text) => split(5, text.as_bytes(), out),
             Self::Exited(Exited::Status(status)) => frame::encode(6, &[0, *status], out),
             Self::Exited(Exited::Signal(signal)) => frame::encode(6, &[1, *signal], out),
+            Self::Booted => frame::encode(7, &[], out),
         }
     }
 
@@ -192,6 +201,7 @@ impl FromGuest {
                 [1, signal] => Self::Exited(Exited::Signal(signal)),
                 _ => return None,
             },
+            7 => Self::Booted,
             _ => return None,
         })
     }
@@ -369,6 +379,7 @@ pub(crate) mod tests {
             "[ -~]{1,40}".prop_map(FromGuest::Log),
             any::<u8>().prop_map(|status| FromGuest::Exited(Exited::Status(status))),
             any::<u8>().prop_map(|signal| FromGuest::Exited(Exited::Signal(signal))),
+            Just(FromGuest::Booted),
         ]
     }
 

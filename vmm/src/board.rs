@@ -330,7 +330,7 @@ mod tests {
         let dimms = OpenDimms::open(&specs, &Entropy::from_seed(0)).unwrap();
         let plan = MemoryPlan::new(64 * MIB, &dimms.region_sizes()).unwrap();
         let nvdimms = dimms.place(plan.persistent()).unwrap();
-        let memory = crate::memory::map(&plan, None, nvdimms.memory()).unwrap();
+        let memory = crate::memory::map(&plan, nvdimms.memory()).unwrap();
         let (console, control) = (Box::new(Unconnected), Box::new(Unconnected));
         Board::new(BoardSpec { console, control, wall_clock: 0, seed: 0, nvdimms, memory })
     }

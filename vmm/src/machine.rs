@@ -96,21 +96,12 @@ impl Machine {
     /// # Errors
     /// What was asked for is not possible, or the host refuses.
     pub fn new(spec: MachineSpec, wiring: Wiring, engine: Box<dyn Engine>) -> Result<Self> {
-        Self::assemble(spec, wiring, engine, None)
-    }
-
-    fn assemble(
-        spec: MachineSpec,
-        wiring: Wiring,
-        engine: Box<dyn Engine>,
-        base: Option<Image>,
-    ) -> Result<Self> {
         if !(1..=8).contains(&spec.vcpus) {
             return Err(Error::Vcpus(spec.vcpus));
         }
         let plan = MemoryPlan::new(spec.ram, &wiring.dimms.region_sizes())?;
         let nvdimms = wiring.dimms.place(plan.persistent())?;
-        let memory = memory::map(&plan, base.as_ref(), nvdimms.memory())?;
+        let memory = memory::map(&plan, nvdimms.memory())?;
         let transcript = Transcript::default();
         let board = Board::new(BoardSpec {
             console: transcript.before(wiring.console, wiring.remote.clone()),
@@ -131,24 +122,23 @@ impl Machine {
             statistics: Statistics::default(),
             on: false,
             rested: None,
-            base,
+            base: None,
         })
     }
 
-    /// A machine that goes on where another one rested. The console is told again all that the guest has said since
-    /// power-up. A snapshot that keeps its DIMMs brings copies of them, and the wiring must have none; any other goes on
-    /// with the wiring's, which the guest must find as it was told of them.
+    /// A machine that goes on where another one rested; see [`Machine::go_on_from`]. If the snapshot keeps its DIMMs, the
+    /// machine gets copies of them, and the wiring must have none.
     ///
     /// # Errors
     /// [`Error::Misfit`] if the wiring's DIMMs are others, or the host refuses.
     pub fn from_snapshot(snapshot: &Snapshot, mut wiring: Wiring, engine: Box<dyn Engine>) -> Result<Self> {
-        let state = &snapshot.state;
         if let Some(images) = &snapshot.dimms {
             if !wiring.dimms.is_empty() {
                 return Err(misfit("it has NV-DIMMs of its own; give none"));
             }
             wiring.dimms = OpenDimms::of_images(images)?;
         }
+        let state = &snapshot.state;
         let spec = MachineSpec {
             vcpus: state.partition.vcpus,
             ram: state.ram,
@@ -158,17 +148,63 @@ impl Machine {
             interactive: false,
             stop_at: None,
         };
-        let mut machine = Self::assemble(spec, wiring, engine, Some(snapshot.memory.clone()))?;
-        if *blake3::hash(&machine.tables()?).as_bytes() != state.tables {
+        let mut machine = Self::new(spec, wiring, engine)?;
+        machine.adopt(snapshot)?;
+        machine.on = snapshot.keeps_dimms();
+        Ok(machine)
+    }
+
+    /// Lets a machine that is switched off go on where another one rested, instead of being powered up. The console is
+    /// told again all that the guest has said since power-up. The DIMMs must be as the guest was told of them; what they
+    /// hold it has not looked at yet.
+    ///
+    /// # Errors
+    /// [`Error::Misfit`] if the guest was told of another machine; this one is then as it was.
+    pub fn go_on_from(&mut self, snapshot: &Snapshot) -> Result<()> {
+        if snapshot.keeps_dimms() {
+            return Err(misfit("it has NV-DIMMs of its own, which a machine gets when it is made"));
+        }
+        self.adopt(snapshot)
+    }
+
+    fn adopt(&mut self, snapshot: &Snapshot) -> Result<()> {
+        let state = &snapshot.state;
+        if self.on || self.board.has_disks() {
+            return Err(misfit("the machine is under power, or has disks"));
+        }
+        let (own, its) = ((self.spec.vcpus, self.spec.ram), (state.partition.vcpus, state.ram));
+        if own != its {
+            let reason = format!("it has {} processors and {} bytes of RAM, not {} and {}", its.0, its.1, own.0, own.1);
+            return Err(misfit(reason));
+        }
+        if *blake3::hash(&self.tables()?).as_bytes() != state.tables {
             return Err(misfit("its guest was told of other NV-DIMMs; give those with which it was taken"));
         }
-        machine.board.restore(state.board.clone())?;
-        machine.board.tell_console(state.said.all());
-        machine.transcript.restore(state.said.clone());
-        machine.statistics = state.statistics.clone();
-        machine.on = snapshot.keeps_dimms();
-        machine.rested = Some((state.partition.clone(), state.processors.clone()));
-        Ok(machine)
+        memory::fill_ram(&self.plan, &self.memory, Some(&snapshot.memory))?;
+        self.board.restore(state.board.clone())?;
+        self.board.tell_console(state.said.all());
+        self.transcript.restore(state.said.clone());
+        self.statistics = state.statistics.clone();
+        self.base = Some(snapshot.memory.clone());
+        self.rested = Some((state.partition.clone(), state.processors.clone()));
+        Ok(())
+    }
+
+    /// BLAKE3 of all that decides what the guest does until it looks at what its DIMMs and disks hold, but for the engine
+    /// and the contents of the kernel's and the initial RAM disk's file.
+    ///
+    /// # Errors
+    /// More is asked for than the ACPI tables can tell.
+    pub fn identity(&self) -> Result<[u8; 32]> {
+        let MachineSpec { vcpus, ram, seed, wall_clock, boot, .. } = &self.spec;
+        let tsc_khz = self.engine.tsc_khz(PREFERRED_TSC_KHZ);
+        let mut hasher = blake3::Hasher::new_derive_key("nvsim 2026 identity of a machine");
+        for number in [u64::from(*vcpus), *ram, *seed, *wall_clock, u64::from(tsc_khz)] {
+            hasher.update(&number.to_le_bytes());
+        }
+        hasher.update(blake3::hash(boot.command_line.as_bytes()).as_bytes());
+        hasher.update(blake3::hash(&self.tables()?).as_bytes());
+        Ok(*hasher.finalize().as_bytes())
     }
 
     /// Keeps the machine as it rests, copies of its DIMMs included.
@@ -309,7 +345,7 @@ impl Machine {
                     self.statistics.resets += 1;
                     self.statistics.marks.clear();
                     tracing::info!(resets = self.statistics.resets, "the guest reset the machine");
-                    memory::clear_ram(&self.plan, &self.memory)?;
+                    memory::fill_ram(&self.plan, &self.memory, None)?;
                     self.base = None;
                 }
             }

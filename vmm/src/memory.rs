@@ -1,5 +1,6 @@
 //! Guest memory: anonymous host memory for RAM, and whatever the NV-DIMMs bring for persistent ranges.
 
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
@@ -16,23 +17,18 @@ use crate::{Error, Result};
 /// A mapping of persistent memory for the guest.
 pub type PersistentRegion = Arc<GuestRegionMmap<()>>;
 
-/// Maps RAM as planned, empty or as it was, and adds the persistent regions, which must not overlap it or each other.
+/// Maps RAM as planned and adds the persistent regions, which must not overlap it or each other.
 ///
 /// # Errors
 /// [`Error::Map`] if the host refuses.
-pub fn map(plan: &MemoryPlan, image: Option<&Image>, persistent: &[PersistentRegion]) -> Result<GuestMemory> {
+pub fn map(plan: &MemoryPlan, persistent: &[PersistentRegion]) -> Result<GuestMemory> {
     let mut regions = Vec::new();
-    let mut done = 0;
     for range in plan.ram() {
         let bytes = range.end - range.start;
         let refused = |source| Error::Map { bytes, source };
         let too_large = || refused(std::io::ErrorKind::OutOfMemory.into());
         let size = usize::try_from(bytes).map_err(|_| too_large())?;
-        let mapping = match image {
-            Some(image) => image.map(done, bytes).map_err(refused)?,
-            None => MmapRegion::new(size).map_err(|e| refused(std::io::Error::other(e)))?,
-        };
-        done += bytes;
+        let mapping = MmapRegion::new(size).map_err(|e| refused(std::io::Error::other(e)))?;
         let region = GuestRegionMmap::new(mapping, GuestAddress(range.start)).ok_or_else(too_large)?;
         regions.push(Arc::new(region));
     }
@@ -43,15 +39,19 @@ pub fn map(plan: &MemoryPlan, image: Option<&Image>, persistent: &[PersistentReg
         .map_err(|error| Error::Map { bytes, source: std::io::Error::other(error) })
 }
 
-/// Replaces RAM by pages that read as zeros: what a machine finds at power-up.
+/// Replaces RAM: by zeros, which is what a machine finds at power-up, or by an image of as much RAM, of which the pages
+/// that are written become this mapping's own.
 ///
 /// # Errors
 /// [`Error::Map`] if the host refuses.
-pub fn clear_ram(plan: &MemoryPlan, memory: &GuestMemory) -> Result<()> {
+pub fn fill_ram(plan: &MemoryPlan, memory: &GuestMemory, image: Option<&Image>) -> Result<()> {
+    let mut done = 0;
     for range in plan.ram() {
+        let bytes = range.end - range.start;
         let Some(region) = memory.find_region(GuestAddress(range.start)) else { continue };
-        discard(&region.get_mmap())
-            .map_err(|source| Error::Map { bytes: range.end - range.start, source })?;
+        replace(&region.get_mmap(), image.map(|image| (image, done)))
+            .map_err(|source| Error::Map { bytes, source })?;
+        done += bytes;
     }
     Ok(())
 }
@@ -91,20 +91,32 @@ pub fn is_touched(region: &PersistentRegion) -> bool {
     read.is_err() || entries.chunks_exact(8).any(|entry| entry[7] & 0xC0 != 0)
 }
 
+/// Puts zeros, or a part of an image, where a mapping is.
 #[expect(unsafe_code, reason = "a mapping is replaced in place")]
-fn discard(mapping: &MmapRegion<()>) -> std::io::Result<()> {
-    let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
-    // SAFETY: the range is exactly one live private mapping of ours, of nothing or of a snapshot's image, and is unmapped
-    // as a whole when it goes; Rust holds no references into it, as guest memory is only ever reached through volatile
-    // accesses.
+fn replace(mapping: &MmapRegion<()>, image: Option<(&Image, u64)>) -> std::io::Result<()> {
+    let flags = libc::MAP_PRIVATE | libc::MAP_NORESERVE | libc::MAP_FIXED;
+    let (flags, file, offset) = match image {
+        None => (flags | libc::MAP_ANONYMOUS, -1, 0),
+        Some((image, at)) => {
+            let (file, base) = image.place();
+            if at + mapping.size() as u64 > image.extents.len {
+                return Err(std::io::ErrorKind::UnexpectedEof.into());
+            }
+            let offset = i64::try_from(base + at).map_err(|_| std::io::ErrorKind::InvalidInput)?;
+            (flags, file.as_raw_fd(), offset)
+        }
+    };
+    // SAFETY: the range is exactly one live private mapping of ours, and is unmapped as a whole when it goes; Rust holds no
+    // references into it, as guest memory is only ever reached through volatile accesses. An image's file is as long as
+    // the image says, and nobody shortens it.
     let mapped = unsafe {
         libc::mmap(
             mapping.as_ptr().cast(),
             mapping.size(),
-            protection,
-            flags | libc::MAP_NORESERVE | libc::MAP_FIXED,
-            -1,
-            0,
+            libc::PROT_READ | libc::PROT_WRITE,
+            flags,
+            file,
+            offset,
         )
     };
     if mapped == libc::MAP_FAILED { Err(std::io::Error::last_os_error()) } else { Ok(()) }
@@ -122,11 +134,11 @@ mod tests {
         assert_eq!(place.0, 4 * GIB);
         let mapping = MmapRegion::new(2 * MIB as usize).unwrap();
         let dimm = Arc::new(GuestRegionMmap::new(mapping, place).unwrap());
-        let memory = map(&plan, None, &[dimm]).unwrap();
+        let memory = map(&plan, &[dimm]).unwrap();
         for at in [GuestAddress(0), GuestAddress(64 * MIB - 8), place] {
             memory.write_obj(0x1234_5678_u64, at).unwrap();
         }
-        clear_ram(&plan, &memory).unwrap();
+        fill_ram(&plan, &memory, None).unwrap();
         assert_eq!(memory.read_obj::<u64>(GuestAddress(0)).unwrap(), 0);
         assert_eq!(memory.read_obj::<u64>(GuestAddress(64 * MIB - 8)).unwrap(), 0);
         assert_eq!(memory.read_obj::<u64>(place).unwrap(), 0x1234_5678);

@@ -41,7 +41,10 @@ pub fn run() -> ! {
 }
 
 /// A boot that a host watches.
-fn serve(channel: &mut Channel, signals: &mut Signals, troubles: Vec<String>) -> Leave {
+fn serve(channel: &mut Channel, signals: &mut Signals, mut troubles: Vec<String>) -> Leave {
+    channel.send(&FromGuest::Booted);
+    channel.flush();
+    troubles.extend(setup::bring_devices());
     channel.send(&FromGuest::Hello(Hello {
         version: VERSION,
         kernel: setup::release(),
@@ -90,7 +93,8 @@ fn serve(channel: &mut Channel, signals: &mut Signals, troubles: Vec<String>) ->
 }
 
 /// A boot that nobody watches: a shell on the console. Nothing is formatted unasked.
-fn alone(signals: &mut Signals, troubles: Vec<String>) -> Leave {
+fn alone(signals: &mut Signals, mut troubles: Vec<String>) -> Leave {
+    troubles.extend(setup::bring_devices());
     troubles.iter().for_each(|line| println!("nvsim: {line}"));
     pmem::bring_up(&[Pmem::default(); DEVICES], false, |line| println!("nvsim: {line}"));
     let ended = job::shell(&console(), "vt100", signals, None);

@@ -28,7 +28,10 @@ const LINKS: [(&str, &str); 4] = [
     ("/proc/self/fd/2", "/dev/stderr"),
 ];
 
-/// Mounts the kernel's file systems, names the machine, loads modules. Gives what went wrong; a guest with less than all
+/// Modules that bring devices with contents, not drivers for them: the NV-DIMMs appear with this one.
+const BRINGS_DEVICES: &str = "nfit";
+
+/// Mounts the kernel's file systems, names the machine, loads drivers. Gives what went wrong; a guest with less than all
 /// of it is still worth having.
 pub fn setup() -> Vec<String> {
     let mut troubles = Vec::new();
@@ -52,7 +55,25 @@ pub fn setup() -> Vec<String> {
     if let Err(e) = sys::set_hostname(name.trim()) {
         troubles.push(format!("cannot set the host name: {e}"));
     }
+    load_modules(&mut troubles, |name| name != BRINGS_DEVICES);
+    troubles
+}
+
+/// Lets the NV-DIMMs appear, and waits until all of them are probed. Gives what went wrong.
+pub fn bring_devices() -> Vec<String> {
+    let mut troubles = Vec::new();
+    load_modules(&mut troubles, |name| name == BRINGS_DEVICES);
+    wait_for_nvdimms();
+    troubles
+}
+
+/// Loads those modules of the list whose names are wanted, in its order.
+fn load_modules(troubles: &mut Vec<String>, wanted: impl Fn(&str) -> bool) {
     for path in fs::read_to_string(MODULE_LIST).unwrap_or_default().lines() {
+        let file = Path::new(path).file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        if !wanted(file.split_once('.').map_or(file, |(name, _)| name)) {
+            continue;
+        }
         match File::open(path).and_then(|file| sys::load_module(&file)) {
             Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
                 troubles.push(format!("cannot load {path}: {e}"))
@@ -60,8 +81,6 @@ pub fn setup() -> Vec<String> {
             _ => {}
         }
     }
-    wait_for_nvdimms();
-    troubles
 }
 
 /// Probing goes on after the modules are loaded; reading a bus's `wait_probe` waits for its end.

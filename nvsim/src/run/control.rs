@@ -4,8 +4,8 @@ use std::io::Write;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use guest_agent::{Event, HostSession, Request, VERSION};
-use vmm::Keyboard;
 use vmm::devices::SerialBackend;
+use vmm::{Keyboard, Remote};
 
 /// What the agent has told so far.
 #[derive(Debug, Clone, Default)]
@@ -31,6 +31,8 @@ pub struct Control {
     notes: bool,
     /// Handed on to the guest from the agent's Ready on.
     keyboard: Option<Keyboard>,
+    /// Of the machine that is to rest when it has booted.
+    remote: Option<Remote>,
 }
 
 /// A view on what was told.
@@ -47,7 +49,8 @@ impl Report {
 impl Control {
     /// A channel that will ask for `request`. With `notes` the agent's messages for the user appear on standard error.
     pub fn new(request: &Request, report: &Report, notes: bool) -> Self {
-        Self { session: HostSession::new(request), told: Arc::clone(&report.0), notes, keyboard: None }
+        let session = HostSession::new(request);
+        Self { session, told: Arc::clone(&report.0), notes, keyboard: None, remote: None }
     }
 
     /// Keeps back what is typed until the agent of each boot is ready for it.
@@ -56,6 +59,11 @@ impl Control {
             keyboard.hold();
         }
         Self { keyboard, ..self }
+    }
+
+    /// The machine behind `remote` shall rest whenever its kernel and drivers are up.
+    pub fn resting(self, remote: Remote) -> Self {
+        Self { remote: Some(remote), ..self }
     }
 
     fn told(&self) -> MutexGuard<'_, Told> {
@@ -85,6 +93,7 @@ impl Control {
             Event::Log(text) if self.notes => eprintln!("{}", text.trim_end()),
             Event::Log(text) => tracing::info!("guest: {}", text.trim_end()),
             Event::Exited(exited) => self.told().status = Some(exited.code()),
+            Event::Booted => self.remote.iter().for_each(Remote::pause),
         }
     }
 

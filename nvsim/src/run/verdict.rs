@@ -81,6 +81,7 @@ impl Verdict {
             Outcome::InstructionLimit => {
                 Self { code: code::STOPPED, message: Some("The instruction limit is reached".to_owned()) }
             }
+            Outcome::Paused => Self { code: code::STOPPED, message: Some("Paused".to_owned()) },
         }
     }
 }

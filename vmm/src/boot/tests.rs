@@ -41,7 +41,7 @@ struct Bench {
 impl Bench {
     fn new() -> Self {
         let plan = MemoryPlan::new(64 * MIB, &[]).unwrap();
-        let memory = crate::memory::map(&plan, None, &[]).unwrap();
+        let memory = crate::memory::map(&plan, &[]).unwrap();
         Self { plan, memory }
     }
 

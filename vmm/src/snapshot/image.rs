@@ -12,7 +12,7 @@ use std::sync::Arc;
 use engine::GuestMemory;
 use serde::{Deserialize, Serialize};
 use vm_memory::{
-    Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestRegionMmap, MemoryRegionAddress, MmapRegion,
+    Bytes, GuestAddress, GuestMemoryBackend, GuestRegionMmap, MemoryRegionAddress,
 };
 
 use crate::layout::MemoryPlan;
@@ -131,15 +131,6 @@ impl Image {
             }
         }
         Ok(*hasher.finalize().as_bytes())
-    }
-
-    /// Maps a range of it privately: what is written is this mapping's own.
-    pub fn map(&self, at: u64, len: u64) -> io::Result<MmapRegion<()>> {
-        let size = usize::try_from(len).map_err(|_| io::ErrorKind::OutOfMemory)?;
-        let place = FileOffset::from_arc(Arc::clone(&self.file), self.offset + at);
-        let (protection, flags) =
-            (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_NORESERVE);
-        MmapRegion::build(Some(place), size, protection, flags).map_err(io::Error::other)
     }
 }
 

@@ -179,7 +179,8 @@ fn a_reset_after_a_restore_finds_clear_memory() {
     run_to(&mut machine, PART);
     let mut revived = desk.revive(&machine.snapshot().unwrap(), &[]).unwrap();
     assert_ne!(revived.memory().read_obj::<u64>(GuestAddress(32 * MIB)).unwrap(), 0);
-    crate::memory::clear_ram(&crate::layout::MemoryPlan::new(RAM, &[]).unwrap(), revived.memory()).unwrap();
+    let plan = crate::layout::MemoryPlan::new(RAM, &[]).unwrap();
+    crate::memory::fill_ram(&plan, revived.memory(), None).unwrap();
     assert_eq!(revived.memory().read_obj::<u64>(GuestAddress(32 * MIB)).unwrap(), 0);
     assert_eq!(revived.memory().read_obj::<u64>(GuestAddress(16 * MIB)).unwrap(), 0);
     drop(revived.run());

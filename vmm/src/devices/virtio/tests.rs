@@ -33,7 +33,7 @@ struct Driver {
 impl Driver {
     fn new(device: Box<dyn VirtioDevice>) -> Self {
         let plan = MemoryPlan::new(64 * MIB, &[]).unwrap();
-        let memory = crate::memory::map(&plan, None, &[]).unwrap();
+        let memory = crate::memory::map(&plan, &[]).unwrap();
         let wires = Wires::default();
         let device = VirtioMmio::new(0, device, wires.line(5), memory.clone());
         Self { device, memory, wires, given: 0 }
