@@ -1,14 +1,10 @@
 //! What host and agent say to each other.
 //!
-<<<<<<< HEAD
-//! The agent says [`Hello`] when modules are loaded. The host then sends its [`Request`], in parts, because a script may be
-//! longer than a frame. The agent mounts what is to be mounted, says [`Ready`](FromGuest::Ready), runs what it was asked to, passes on its
-=======
-//! The agent says [`FromGuest::Booted`] when all is done that depends neither on the request nor on what the NV-DIMMs hold:
-//! a point of rest, from which the host may start other runs. It says [`Hello`] when the DIMMs are probed. The host then sends its [`Request`], in parts, because a script may be
-//! longer than a frame. The agent mounts what is to be mounted, says [`Ready`], runs what it was asked to, passes on its
->>>>>>> e5a2d86 (The agent rests before it looks at NV-DIMMs; a machine goes on from a snapshot instead of being powered up)
-//! output, unmounts, says [`Exited`], and powers the machine off.
+//! The agent says [`FromGuest::Booted`] when all is done that depends neither on the request nor on what the NV-DIMMs
+//! hold: a point of rest, from which the host may start other runs. It says [`Hello`] when the DIMMs are probed. The host
+//! then sends its [`Request`], in parts, because a script may be longer than a frame. The agent mounts what is to be
+//! mounted, says [`Ready`](FromGuest::Ready), runs what it was asked to, passes on its output, unmounts, says [`Exited`],
+//! and powers the machine off.
 
 use crate::frame::{self, Frame, MAX_PAYLOAD};
 

@@ -123,6 +123,9 @@ pub struct RunArgs {
     /// Where --exec and --script keep what the guest writes to its console. [default: nowhere]
     #[arg(long, value_name = "FILE")]
     pub console: Option<PathBuf>,
+    /// Boot from the beginning, not from the snapshot of an equal boot, and keep none.
+    #[arg(long)]
+    pub cold: bool,
     /// Stop the guest after so long (host time: 90, 90s, 5m).
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub timeout: Option<std::time::Duration>,

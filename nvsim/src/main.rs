@@ -5,6 +5,7 @@ mod dimm;
 mod doctor;
 mod image;
 mod run;
+mod snapshot;
 mod table;
 
 use std::process::ExitCode;

@@ -174,7 +174,10 @@ impl Machine {
         }
         let (own, its) = ((self.spec.vcpus, self.spec.ram), (state.partition.vcpus, state.ram));
         if own != its {
-            let reason = format!("it has {} processors and {} bytes of RAM, not {} and {}", its.0, its.1, own.0, own.1);
+            let reason = format!(
+                "it has {} processors and {} bytes of RAM, not {} and {}",
+                its.0, its.1, own.0, own.1
+            );
             return Err(misfit(reason));
         }
         if *blake3::hash(&self.tables()?).as_bytes() != state.tables {

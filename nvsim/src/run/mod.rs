@@ -7,15 +7,18 @@ mod stand;
 mod summary;
 mod terminal;
 mod verdict;
+mod warm;
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use guest_agent::Job;
+use guest_image::Store;
 use vmm::{Keyboard, Machine, Remote, StopReason, Wiring};
 
 use crate::cli::RunArgs;
+use crate::snapshot::cache::Cache;
 use console::Console;
 use control::{Control, Report};
 use plan::Plan;
@@ -23,6 +26,7 @@ use stand::Stand;
 use summary::Summary;
 use terminal::{Input, Terminal};
 use verdict::Verdict;
+use warm::Warm;
 
 /// Runs a guest.
 pub fn run(args: RunArgs) -> Result<ExitCode> {
@@ -42,19 +46,29 @@ pub fn run(args: RunArgs) -> Result<ExitCode> {
         (None, false) => Console::nowhere(),
     };
     let keyboard = console.keyboard();
+    // An own initrd may have no agent that would ever be ready.
+    let mut control = Control::new(&plan.request, &told, interactive)
+        .holding(keyboard.clone().filter(|_| args.initrd.is_none()));
+    // KVM's runs never repeat, so nothing is gained from starting them alike.
+    let repeats = plan.engine.name() != "kvm";
+    if repeats {
+        control = control.resting(remote.clone());
+    }
     let wiring = Wiring {
         console: Box::new(console),
-        // An own initrd may have no agent that would ever be ready.
-        control: Box::new(
-            Control::new(&plan.request, &told, interactive)
-                .holding(keyboard.clone().filter(|_| args.initrd.is_none())),
-        ),
+        control: Box::new(control),
         dimms: plan.dimms,
         remote: remote.clone(),
     };
     let kernel = plan.spec.boot.kernel.clone();
     let mut machine = Machine::new(plan.spec, wiring, plan.engine)?;
     args.disk.iter().try_for_each(|disk| machine.plug(disk))?;
+    let warm = if args.cold || !repeats || !args.disk.is_empty() {
+        None
+    } else {
+        Some(Warm::new(Cache::of(&Store::of_user()?), &machine, &plan.image)?)
+    };
+    let keep = warm.filter(|warm| !warm.start(&mut machine));
     if let Some(keyboard) = keyboard {
         listen(keyboard, &remote, terminal.is_some())?;
     }
@@ -71,7 +85,7 @@ pub fn run(args: RunArgs) -> Result<ExitCode> {
         });
     }
     let ready = Instant::now();
-    let report = machine.run();
+    let report = warm::run(&mut machine, keep);
     drop(terminal);
     let report = report?;
 

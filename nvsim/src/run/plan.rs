@@ -19,6 +19,8 @@ pub struct Plan {
     pub engine: Box<dyn engine::Engine>,
     /// What the agent is asked to do.
     pub request: Request,
+    /// The files that are booted.
+    pub image: Image,
 }
 
 impl Plan {
@@ -31,8 +33,8 @@ impl Plan {
             vcpus: args.cpus,
             ram: args.memory,
             boot: BootSpec {
-                kernel: Kernel::Elf(image.vmlinux),
-                initrd: image.initramfs,
+                kernel: Kernel::Elf(image.vmlinux.clone()),
+                initrd: image.initramfs.clone(),
                 command_line: words.join(" "),
             },
             seed: args.seed,
@@ -55,7 +57,7 @@ impl Plan {
             .into_iter()
             .map(|fs| Pmem { fs: if mount { agents(fs) } else { agents(Fs::None) }, mount });
         let request = Request { pmem: pmem.collect(), job };
-        Ok(Self { spec, dimms, engine: chosen.engine, request })
+        Ok(Self { spec, dimms, engine: chosen.engine, request, image })
     }
 }
 

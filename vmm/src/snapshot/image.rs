@@ -11,9 +11,7 @@ use std::sync::Arc;
 
 use engine::GuestMemory;
 use serde::{Deserialize, Serialize};
-use vm_memory::{
-    Bytes, GuestAddress, GuestMemoryBackend, GuestRegionMmap, MemoryRegionAddress,
-};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestRegionMmap, MemoryRegionAddress};
 
 use crate::layout::MemoryPlan;
 

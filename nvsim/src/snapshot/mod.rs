@@ -1,0 +1,3 @@
+//! Snapshots of machines in files.
+
+pub mod cache;
