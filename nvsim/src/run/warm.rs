@@ -73,6 +73,10 @@ pub fn run(machine: &mut Machine, keep: Option<Warm>) -> vmm::Result<Report> {
         if !matches!(&report, Ok(report) if report.outcome == Outcome::Paused) {
             break report;
         }
+        tracing::info!(
+            instructions = report.as_ref().ok().and_then(|r| r.statistics.instructions),
+            "at rest"
+        );
         if let Some(warm) = keep.take() {
             writer = warm.keep(machine);
         }
