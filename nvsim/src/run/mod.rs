@@ -68,7 +68,8 @@ pub fn run(args: RunArgs) -> Result<ExitCode> {
     } else {
         Some(Warm::new(Cache::of(&Store::of_user()?), &machine, &plan.image)?)
     };
-    let keep = warm.filter(|warm| !warm.start(&mut machine));
+    let is_warm = warm.as_ref().is_some_and(|warm| warm.start(&mut machine));
+    let keep = warm.filter(|_| !is_warm);
     if let Some(keyboard) = keyboard {
         listen(keyboard, &remote, terminal.is_some())?;
     }
@@ -99,7 +100,8 @@ pub fn run(args: RunArgs) -> Result<ExitCode> {
     stands.iter().for_each(|stand| eprintln!("{stand}"));
     if args.json {
         let times = (ready - started, ready.elapsed());
-        let summary = Summary::new(&machine, &report, &told, &verdict, times, args.hash).standing(&stands);
+        let summary =
+            Summary::new(&machine, &report, &told, &verdict, times, is_warm, args.hash).standing(&stands);
         summary.write(args.summary.as_deref())?;
     }
     Ok(ExitCode::from(verdict.code))

@@ -33,6 +33,8 @@ pub struct Summary<'a> {
     start_time: f64,
     /// Host time from there to the end.
     run_time: f64,
+    /// Whether the run began with the snapshot of an equal boot.
+    warm: bool,
     /// Instructions retired; none where the engine does not count them.
     instructions: Option<u64>,
     /// How often the guest reset the machine.
@@ -57,6 +59,7 @@ impl<'a> Summary<'a> {
         told: &'a Told,
         verdict: &Verdict,
         (start, run): (Duration, Duration),
+        warm: bool,
         hash: bool,
     ) -> Self {
         let seconds = |micros: u64| micros as f64 / 1e6;
@@ -70,6 +73,7 @@ impl<'a> Summary<'a> {
             guest_time: report.statistics.guest_time as f64 / 1e9,
             start_time: start.as_secs_f64(),
             run_time: run.as_secs_f64(),
+            warm,
             instructions: report.statistics.instructions,
             resets: report.statistics.resets,
             exits: &report.statistics.exits,

@@ -34,13 +34,6 @@ pub struct Entry {
     pub used: SystemTime,
 }
 
-impl Entry {
-    /// Its key.
-    pub fn key(&self) -> &str {
-        self.path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default()
-    }
-}
-
 impl Cache {
     /// In the user's store.
     pub fn of(store: &Store) -> Self {

@@ -1,0 +1,112 @@
+//! A run that starts from the snapshot of an equal boot is the run that boots.
+
+mod common;
+
+use std::path::Path;
+
+use common::{Ran, exec};
+use tempfile::tempdir;
+
+/// What must be equal: output, counts, memory, console.
+fn told(folder: &Path, ran: Ran) -> (String, [String; 4]) {
+    let console = std::fs::read_to_string(folder.join("console.txt")).unwrap();
+    let numbers = ["instructions", "guest_time", "memory_hash"].map(|name| ran.summary[name].to_string());
+    let [instructions, guest_time, hash] = numbers;
+    (ran.ok(), [instructions, guest_time, hash, console])
+}
+
+/// Runs a command cold, then, after a run that may have left a snapshot, warm.
+fn cold_and_warm(seed: &str, command: &str, args: &[&str], dimm: Option<&str>) {
+    let mut results = Vec::new();
+    for how in [&["--cold"][..], &[], &[]] {
+        let folder = tempdir().unwrap();
+        let mut args = [args, how, &["--hash", "--seed", seed]].concat();
+        if let Some(dimm) = dimm {
+            args.extend(["--nvdimm", dimm]);
+        }
+        let ran = exec(folder.path(), command, &args);
+        results.push((ran.summary["warm"].as_bool(), told(folder.path(), ran)));
+    }
+    assert_eq!((results[0].0, results[2].0), (Some(false), Some(true)));
+    assert_eq!(results[1].1, results[0].1);
+    assert_eq!(results[2].1, results[0].1);
+}
+
+#[test]
+fn without_dimms() {
+    cold_and_warm("501", "echo hi; dmesg | tail -n 3; date +%s", &[], None);
+}
+
+#[test]
+fn with_four_processors() {
+    cold_and_warm(
+        "502",
+        "for n in 1 2 3 4; do (md5sum /bin/busybox | cut -c1-8) & done; wait",
+        &["--cpus", "4"],
+        None,
+    );
+}
+
+/// The serial number is given, because a DIMM's own hangs on the path of its file.
+#[test]
+fn with_a_new_dimm() {
+    let command = "grep -c dax=always /proc/mounts; echo kept > /mnt/pmem0/file; sync; cat /mnt/pmem0/file";
+    cold_and_warm("503", command, &[], Some("d.nvd,size=64M,serial=0x77"));
+}
+
+#[test]
+fn what_a_dimm_holds_is_read_anew() {
+    let folder = tempdir().unwrap();
+    let run = |command: &str, dimm: &str| {
+        let ran = exec(folder.path(), command, &["--seed", "504", "--nvdimm", dimm]);
+        (ran.summary["warm"].as_bool(), ran.ok())
+    };
+    run("echo one > /mnt/pmem0/file", "d.nvd,size=64M");
+    // The snapshot knows nothing of the file system that was made and written since.
+    assert_eq!(
+        run("cat /mnt/pmem0/file; echo two > /mnt/pmem0/file", "d.nvd"),
+        (Some(true), "one\n".to_owned())
+    );
+    assert_eq!(run("cat /mnt/pmem0/file", "d.nvd"), (Some(true), "two\n".to_owned()));
+    // Another DIMM is another machine.
+    assert_eq!(run("ls /mnt/pmem0", "e.nvd,size=128M").0, Some(false));
+}
+
+#[test]
+fn a_damaged_snapshot_is_told_and_not_used() {
+    let folder = tempdir().unwrap();
+    let cache = folder.path().join("cache");
+    let home = std::env::var_os("HOME").unwrap();
+    let store =
+        std::env::var_os("XDG_CACHE_HOME").map_or_else(|| Path::new(&home).join(".cache"), Into::into);
+    // The same images, but no snapshots.
+    std::fs::create_dir_all(cache.join("nvsim")).unwrap();
+    for entry in std::fs::read_dir(store.join("nvsim")).unwrap().flatten() {
+        if entry.file_name() != "snapshots" {
+            std::os::unix::fs::symlink(entry.path(), cache.join("nvsim").join(entry.file_name())).unwrap();
+        }
+    }
+    let run = || {
+        let ran = std::process::Command::new(env!("CARGO_BIN_EXE_nvsim"))
+            .current_dir(folder.path())
+            .env("XDG_CACHE_HOME", &cache)
+            .args(["run", "--engine", "soft", "--seed", "505", "--timeout", "10m", "--exec", "echo hi"])
+            .output()
+            .unwrap();
+        assert_eq!(ran.stdout, b"hi\n");
+        String::from_utf8(ran.stderr).unwrap()
+    };
+    assert_eq!(run(), "");
+    let snapshots = || {
+        let found = std::fs::read_dir(cache.join("nvsim/snapshots")).unwrap();
+        found.map(|entry| entry.unwrap().path()).collect::<Vec<_>>()
+    };
+    let [snapshot] = &snapshots()[..] else { panic!("{:?}", snapshots()) };
+    let mut bytes = std::fs::read(snapshot).unwrap();
+    let used = bytes.iter().rposition(|&byte| byte != 0).unwrap();
+    bytes[used] ^= 1;
+    std::fs::write(snapshot, &bytes).unwrap();
+    let warning = run();
+    assert!(warning.contains("booting cold") && warning.contains("checksum of its memory"), "{warning}");
+    assert_eq!(run(), "", "it was made anew");
+}
