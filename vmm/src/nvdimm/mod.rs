@@ -372,7 +372,7 @@ impl Nvdimms {
     #[must_use]
     pub fn are_unknown_to_guest(&self) -> bool {
         let hinted = (0..self.backings.len()).any(|dimm| self.hints.count(dimm) > 0);
-        let touched = self.memory.iter().any(|region| memory::is_touched(region));
+        let touched = self.memory.iter().any(memory::is_touched);
         self.calls == 0 && !hinted && !touched
     }
 

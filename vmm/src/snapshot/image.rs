@@ -24,6 +24,8 @@ pub const PAGE: u64 = 4096;
 const CHUNK: usize = 256 << 10;
 /// Bytes that one thread hashes before it takes the next piece.
 const PIECE: usize = 4 << 20;
+/// What one thread has hashed: numbers of pieces and their hashes.
+type Share = Vec<(usize, [u8; 32])>;
 /// Threads that hash, at most.
 const HASHERS: usize = 4;
 
@@ -150,7 +152,7 @@ impl Image {
             Ok(hashed)
         };
         let threads = std::thread::available_parallelism().map_or(1, usize::from).min(HASHERS);
-        let shares: Vec<io::Result<Vec<(usize, [u8; 32])>>> = std::thread::scope(|scope| {
+        let shares: Vec<io::Result<Share>> = std::thread::scope(|scope| {
             let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
             let own = work();
             let join =
