@@ -251,7 +251,7 @@ impl Machine {
             tables: *blake3::hash(&self.tables()?).as_bytes(),
             processors,
             board: self.board.save(),
-            statistics: self.statistics.clone(),
+            statistics: Statistics { processors: Vec::new(), ..self.statistics.clone() },
             said: self.transcript.save(),
         };
         Ok(Snapshot { state, memory, dimms })
