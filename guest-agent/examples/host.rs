@@ -15,7 +15,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "" => Job::Shell { term: "vt100".into(), rows: 30, columns: 100 },
         line => Job::Command(line.into()),
     };
-    let mut session = HostSession::new(&Request { pmem, job });
+    let mut session = HostSession::new(&Request { pmem, job, stay: false });
     let mut line = UnixStream::connect(socket)?;
     let mut byte = [0];
     while line.read(&mut byte)? == 1 {

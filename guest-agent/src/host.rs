@@ -27,6 +27,20 @@ impl HostSession {
         Self { request: bytes, decoder: Decoder::default(), to_guest: VecDeque::new(), boots: 0 }
     }
 
+    /// A session with an agent that waits for a request: it stayed after an earlier one.
+    pub fn with_waiting_agent(request: &Request) -> Self {
+        let mut session = Self::new(request);
+        session.ask(request);
+        session
+    }
+
+    /// Asks an agent that stayed for something else.
+    pub fn ask(&mut self, request: &Request) {
+        let mut bytes = Vec::new();
+        request.encode(&mut bytes);
+        self.to_guest.extend(bytes);
+    }
+
     /// Takes a byte that the guest wrote to the control channel. Where more than one event comes of it, the others are
     /// had from [`HostSession::next_event`].
     pub fn on_guest_byte(&mut self, byte: u8) -> Option<Event> {
@@ -84,7 +98,11 @@ mod tests {
     use proptest::prelude::*;
 
     fn shell() -> Request {
-        Request { pmem: Vec::new(), job: Job::Shell { term: "vt100".into(), rows: 24, columns: 80 } }
+        Request {
+            pmem: Vec::new(),
+            job: Job::Shell { term: "vt100".into(), rows: 24, columns: 80 },
+            stay: false,
+        }
     }
 
     fn hello(version: u32) -> Vec<u8> {
@@ -125,6 +143,13 @@ mod tests {
             frames(&sent).into_iter().map(FromHost::decode).collect::<Vec<_>>(),
             [Some(FromHost::Resize { rows: 50, columns: 132 })]
         );
+    }
+
+    #[test]
+    fn an_agent_that_stayed_is_asked_at_once() {
+        let mut session = HostSession::with_waiting_agent(&shell());
+        assert_eq!(drain(&mut session), session.request);
+        assert_eq!(session.boots(), 0);
     }
 
     #[test]

@@ -9,7 +9,7 @@
 use crate::frame::{self, Frame, MAX_PAYLOAD};
 
 /// Changes with the protocol. Both sides refuse another.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// Present on the kernel command line when a host listens on the control channel. Without it, the agent gives a shell.
 pub const HOST_PARAMETER: &str = "nvsim.host=1";
@@ -93,6 +93,8 @@ pub struct Request {
     pub pmem: Vec<Pmem>,
     /// What to run.
     pub job: Job,
+    /// When the job has ended: wait for another request instead of powering off. Its devices are as they are.
+    pub stay: bool,
 }
 
 /// The agent's first word after a boot.
@@ -138,7 +140,7 @@ pub enum FromGuest {
     Stderr(Vec<u8>),
     /// For the user: what was formatted or mounted, and what went wrong.
     Log(String),
-    /// The job ended; file systems are unmounted, and the machine is about to power off.
+    /// The job ended. File systems are unmounted and the machine is about to power off, unless it was asked to stay.
     Exited(Exited),
     /// The kernel and the drivers are up; nothing has looked at the NV-DIMMs yet.
     Booted,
@@ -241,6 +243,7 @@ impl Request {
 
     fn to_bytes(&self) -> Vec<u8> {
         let mut out = VERSION.to_le_bytes().to_vec();
+        out.push(u8::from(self.stay));
         out.push(self.pmem.len() as u8);
         for pmem in &self.pmem {
             out.extend([pmem.fs as u8, u8::from(pmem.mount)]);
@@ -277,6 +280,7 @@ impl Request {
         if data.u32()? != VERSION {
             return None;
         }
+        let stay = data.u8()? != 0;
         let count = data.u8()?;
         let mut pmem = Vec::new();
         for _ in 0..count {
@@ -300,7 +304,7 @@ impl Request {
             3 => Job::Script(data.0.to_vec()),
             _ => return None,
         };
-        Some(Self { pmem, job })
+        Some(Self { pmem, job, stay })
     }
 }
 
@@ -362,7 +366,7 @@ pub(crate) mod tests {
                 bytes(100).prop_map(Job::Command),
                 bytes(3 * MAX_PAYLOAD).prop_map(Job::Script),
             ];
-        (pmem, job).prop_map(|(pmem, job)| Request { pmem, job })
+        (pmem, job, any::<bool>()).prop_map(|(pmem, job, stay)| Request { pmem, job, stay })
     }
 
     pub(crate) fn from_guest() -> impl Strategy<Value = FromGuest> {

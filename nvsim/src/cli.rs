@@ -55,6 +55,8 @@ pub enum Command {
     Image(ImageArgs),
     /// Create, show and label NV-DIMM files offline.
     Dimm(DimmArgs),
+    /// Keep a running machine in a file, and go on from it as often as wanted.
+    Snapshot(SnapshotArgs),
     /// Say what this host can do.
     Doctor(DoctorArgs),
 }
@@ -161,6 +163,98 @@ pub enum Mount {
     Auto,
     /// Leave the devices alone.
     None,
+}
+
+/// Machines in files.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  nvsim snapshot save s.snap --nvdimm d.nvd,size=1G --exec 'cp -r /usr /mnt/pmem0'
+  nvsim snapshot restore s.snap --exec 'rm -r /mnt/pmem0/usr; sync'      from there, on copies of its DIMMs
+  nvsim snapshot restore s.snap                                          a shell at the same point
+  nvsim snapshot ls s.snap
+  nvsim snapshot ls                                                      the boot snapshots of nvsim run
+  nvsim snapshot rm --boot                                               all of these
+
+`nvsim run` keeps a snapshot of each boot and starts equal ones from it: same image, kernel, command line, memory,
+CPUs, seed, date, engine, DIMM identities and nvsim. --cold boots from the beginning.")]
+pub struct SnapshotArgs {
+    #[command(subcommand)]
+    pub command: SnapshotCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum SnapshotCommand {
+    /// Run a command as `nvsim run` does, and keep the machine as it is when the command has ended.
+    Save {
+        /// The file to make. Never replaces one.
+        file: PathBuf,
+        /// Keep it when so many instructions have retired instead, in the middle of the command.
+        #[arg(long, value_name = "INSTRUCTION")]
+        at: Option<u64>,
+        #[command(flatten)]
+        run: Box<RunArgs>,
+    },
+    /// Go on from a snapshot: a shell, or a command. Its DIMMs are copies, which are gone at the end.
+    Restore(Box<RestoreArgs>),
+    /// List snapshot files; without any, the boot snapshots of `nvsim run`.
+    Ls {
+        /// The files.
+        files: Vec<PathBuf>,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Remove snapshot files.
+    Rm {
+        /// The files.
+        #[arg(required_unless_present = "boot")]
+        files: Vec<PathBuf>,
+        /// Remove the boot snapshots of `nvsim run`.
+        #[arg(long)]
+        boot: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct RestoreArgs {
+    /// The snapshot.
+    pub file: PathBuf,
+    /// Run this shell command in the guest as root and exit with its status.
+    #[arg(long, value_name = "CMD", conflicts_with = "script")]
+    pub exec: Option<String>,
+    /// Run this file in the guest as root and exit with its status.
+    #[arg(long, value_name = "FILE")]
+    pub script: Option<PathBuf>,
+    /// Which engine runs the guest from here on.
+    #[arg(long, value_enum, default_value_t = EngineName::Auto)]
+    pub engine: EngineName,
+    /// Where --exec and --script keep what the guest has written to its console, from power-up on. [default: nowhere]
+    #[arg(long, value_name = "FILE")]
+    pub console: Option<PathBuf>,
+    /// Stop the guest after so long (host time: 90, 90s, 5m).
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub timeout: Option<std::time::Duration>,
+    /// Print a summary of the run as JSON on standard error (or to --summary).
+    #[arg(long)]
+    pub json: bool,
+    /// Add a hash of the guest's memory at the end to the summary.
+    #[arg(long, requires = "json")]
+    pub hash: bool,
+    /// Write the summary of --json to this file instead.
+    #[arg(long, value_name = "FILE", requires = "json")]
+    pub summary: Option<PathBuf>,
+}
+
+impl RestoreArgs {
+    /// What `nvsim run` would be told.
+    pub fn run(self) -> RunArgs {
+        let Self { exec, script, engine, console, timeout, json, hash, summary, .. } = self;
+        let Command::Run(run) = Cli::parse_from(["nvsim", "run"]).command else {
+            unreachable!("that is what was parsed")
+        };
+        RunArgs { exec, script, engine, console, timeout, json, hash, summary, ..*run }
+    }
 }
 
 /// Guest images.

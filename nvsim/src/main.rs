@@ -28,7 +28,8 @@ fn main() -> ExitCode {
         .without_time()
         .init();
     let result = match cli.command {
-        Command::Run(args) => run::run(*args),
+        Command::Run(args) => run::run(*args, run::Errand::default()),
+        Command::Snapshot(args) => snapshot::snapshot(args),
         Command::Image(args) => image::image(args).map(|()| ExitCode::SUCCESS),
         Command::Dimm(args) => dimm::dimm(args).map(|()| ExitCode::SUCCESS),
         Command::Doctor(args) => doctor::doctor(&args),

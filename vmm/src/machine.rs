@@ -10,7 +10,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use crate::acpi::{self, AcpiSpec};
 use crate::board::{Board, BoardSpec};
-use crate::boot::{self, BootSpec};
+use crate::boot::{self, BootSpec, Kernel};
 use crate::devices::virtio::DiskSpec;
 use crate::devices::{SerialBackend, Snapshot as _};
 use crate::layout::{ACPI_TABLES, MemoryPlan};
@@ -253,8 +253,15 @@ impl Machine {
             board: self.board.save(),
             statistics: Statistics { processors: Vec::new(), ..self.statistics.clone() },
             said: self.transcript.save(),
+            note: String::new(),
         };
         Ok(Snapshot { state, memory, dimms })
+    }
+
+    /// The kernel that it boots.
+    #[must_use]
+    pub fn kernel(&self) -> &Kernel {
+        &self.spec.boot.kernel
     }
 
     /// Lets idle time pass as it does for the host, or be skipped.

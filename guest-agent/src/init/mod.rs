@@ -50,20 +50,47 @@ fn serve(channel: &mut Channel, signals: &mut Signals, mut troubles: Vec<String>
         kernel: setup::release(),
         uptime: setup::uptime(),
     }));
-    let request = match channel.request() {
-        Ok(request) => request,
-        Err(e) => {
-            channel.send(&FromGuest::Log(format!("no request: {e}")));
-            channel.flush();
-            return Leave::PowerOff;
+    let mut troubles = Some(troubles);
+    let exited = loop {
+        let request = match channel.request() {
+            Ok(request) => request,
+            Err(e) => {
+                channel.send(&FromGuest::Log(format!("no request: {e}")));
+                channel.flush();
+                return Leave::PowerOff;
+            }
+        };
+        // Devices are brought up for the first request.
+        if let Some(troubles) = troubles.take() {
+            for line in troubles {
+                channel.send(&FromGuest::Log(line));
+            }
+            pmem::bring_up(&request.pmem, true, |line| channel.send(&FromGuest::Log(line)));
+        }
+        channel.send(&FromGuest::Ready(setup::uptime()));
+        match (work(&request.job, channel, signals), request.stay) {
+            (Ok(exited), true) => {
+                channel.send(&FromGuest::Exited(exited));
+                channel.flush();
+            }
+            (exited, _) => break exited,
         }
     };
-    for line in troubles {
+    for line in power::quiesce() {
         channel.send(&FromGuest::Log(line));
     }
-    pmem::bring_up(&request.pmem, true, |line| channel.send(&FromGuest::Log(line)));
-    channel.send(&FromGuest::Ready(setup::uptime()));
-    let exited = match &request.job {
+    let leave = exited.err().unwrap_or(Leave::PowerOff);
+    // A job that powers the machine off has done what it set out to do; one that reboots is run again.
+    if leave == Leave::PowerOff {
+        channel.send(&FromGuest::Exited(exited.unwrap_or(Exited::Status(0))));
+    }
+    channel.flush();
+    leave
+}
+
+/// Does what is asked for.
+fn work(job: &Job, channel: &mut Channel, signals: &mut Signals) -> Result<Exited, Leave> {
+    match job {
         Job::Shell { term, rows, columns } => {
             let console = console();
             if *rows > 0 && *columns > 0 {
@@ -79,17 +106,7 @@ fn serve(channel: &mut Channel, signals: &mut Signals, mut troubles: Vec<String>
                 Ok(Exited::Status(127))
             }
         },
-    };
-    for line in power::quiesce() {
-        channel.send(&FromGuest::Log(line));
     }
-    let leave = exited.err().unwrap_or(Leave::PowerOff);
-    // A job that powers the machine off has done what it set out to do; one that reboots is run again.
-    if leave == Leave::PowerOff {
-        channel.send(&FromGuest::Exited(exited.unwrap_or(Exited::Status(0))));
-    }
-    channel.flush();
-    leave
 }
 
 /// A boot that nobody watches: a shell on the console. Nothing is formatted unasked.

@@ -1,9 +1,10 @@
 //! The host's end of the control channel: what the agent tells goes where the user wants it.
 
 use std::io::Write;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use guest_agent::{Event, HostSession, Request, VERSION};
+use guest_agent::{Event, HostSession, Job, Request, VERSION};
 use vmm::devices::SerialBackend;
 use vmm::{Keyboard, Remote};
 
@@ -33,6 +34,20 @@ pub struct Control {
     keyboard: Option<Keyboard>,
     /// Of the machine that is to rest when it has booted.
     remote: Option<Remote>,
+    /// The agent is asked to stay after the job, and the machine rests then.
+    staying: bool,
+    dismissed: Dismissal,
+}
+
+/// Lets an agent that stayed go: it powers the machine off. Clones dismiss the same one.
+#[derive(Debug, Clone, Default)]
+pub struct Dismissal(Arc<AtomicBool>);
+
+impl Dismissal {
+    /// At the machine's next look at its input.
+    pub fn dismiss(&self) {
+        self.0.store(true, Ordering::Release);
+    }
 }
 
 /// A view on what was told.
@@ -50,7 +65,25 @@ impl Control {
     /// A channel that will ask for `request`. With `notes` the agent's messages for the user appear on standard error.
     pub fn new(request: &Request, report: &Report, notes: bool) -> Self {
         let session = HostSession::new(request);
-        Self { session, told: Arc::clone(&report.0), notes, keyboard: None, remote: None }
+        Self {
+            session,
+            told: Arc::clone(&report.0),
+            notes,
+            keyboard: None,
+            remote: None,
+            staying: request.stay,
+            dismissed: Dismissal::default(),
+        }
+    }
+
+    /// The agent has stayed after an earlier job and waits.
+    pub fn asking_again(self, request: &Request) -> Self {
+        Self { session: HostSession::with_waiting_agent(request), ..self }
+    }
+
+    /// How to let an agent go that stayed.
+    pub fn dismissal(&self) -> Dismissal {
+        self.dismissed.clone()
     }
 
     /// Keeps back what is typed until the agent of each boot is ready for it.
@@ -92,7 +125,13 @@ impl Control {
             Event::Stderr(bytes) => self.pass_on(&mut std::io::stderr().lock(), &bytes),
             Event::Log(text) if self.notes => eprintln!("{}", text.trim_end()),
             Event::Log(text) => tracing::info!("guest: {}", text.trim_end()),
-            Event::Exited(exited) => self.told().status = Some(exited.code()),
+            Event::Exited(exited) => {
+                self.told().status.get_or_insert(exited.code());
+                if self.staying {
+                    self.staying = false;
+                    self.remote.iter().for_each(Remote::pause);
+                }
+            }
             Event::Booted => self.remote.iter().for_each(Remote::pause),
         }
     }
@@ -106,6 +145,10 @@ impl Control {
 
 impl SerialBackend for Control {
     fn input(&mut self) -> Option<u8> {
+        if self.dismissed.0.swap(false, Ordering::Acquire) {
+            let job = Job::Program(vec![b"true".to_vec()]);
+            self.session.ask(&Request { pmem: Vec::new(), job, stay: false });
+        }
         self.session.to_guest()
     }
 

@@ -9,27 +9,51 @@ mod terminal;
 mod verdict;
 mod warm;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use guest_agent::Job;
 use guest_image::Store;
-use vmm::{Keyboard, Machine, Remote, StopReason, Wiring};
+use vmm::{Keyboard, Machine, Outcome, Remote, Snapshot, StopReason, Wiring};
 
 use crate::cli::RunArgs;
 use crate::snapshot::cache::Cache;
 use console::Console;
 use control::{Control, Report};
-use plan::Plan;
+use plan::{Plan, Start};
 use stand::Stand;
 use summary::Summary;
 use terminal::{Input, Terminal};
 use verdict::Verdict;
 use warm::Warm;
 
+/// What is noted in a snapshot: its agent waits for something to do.
+pub const WAITING: &str = "waits for a command";
+/// What is noted in a snapshot: its job goes on.
+pub const RUNNING: &str = "runs its command";
+
+/// What a run does beside running.
+#[derive(Debug, Default)]
+pub struct Errand {
+    /// Go on from this snapshot instead of booting.
+    pub from: Option<Snapshot>,
+    /// Keep a snapshot on the way.
+    pub keep: Option<Keep>,
+}
+
+/// A snapshot to be kept.
+#[derive(Debug)]
+pub struct Keep {
+    /// Its file, which must not exist.
+    pub file: PathBuf,
+    /// The instruction; none: when the job has ended.
+    pub at: Option<u64>,
+}
+
 /// Runs a guest.
-pub fn run(args: RunArgs) -> Result<ExitCode> {
+pub fn run(args: RunArgs, errand: Errand) -> Result<ExitCode> {
     let started = Instant::now();
     let job = plan::job(&args)?;
     let remote = Remote::default();
@@ -38,7 +62,15 @@ pub fn run(args: RunArgs) -> Result<ExitCode> {
     let terminal = if job.is_none() { Terminal::take().context("Cannot use the terminal")? } else { None };
     let interactive = job.is_none();
     let request_job = job.unwrap_or_else(|| shell(terminal.as_ref()));
-    let plan = Plan::new(&args, request_job, interactive)?;
+    let Errand { from, keep } = errand;
+    let goes_on = from.as_ref().map(|snapshot| snapshot.info().note);
+    let plan = match from {
+        Some(snapshot) => Plan::from(snapshot, args.engine, request_job)?,
+        None => {
+            let stay = keep.as_ref().is_some_and(|keep| keep.at.is_none());
+            Plan::new(&args, request_job, interactive, stay)?
+        }
+    };
 
     let console = match (&args.console, interactive) {
         (Some(path), _) => Console::file(path)?,
@@ -51,25 +83,35 @@ pub fn run(args: RunArgs) -> Result<ExitCode> {
         .holding(keyboard.clone().filter(|_| args.initrd.is_none()));
     // KVM's runs never repeat, so nothing is gained from starting them alike.
     let repeats = plan.engine.name() != "kvm";
-    if repeats {
+    if repeats || keep.is_some() {
         control = control.resting(remote.clone());
     }
+    if goes_on.as_deref() == Some(WAITING) {
+        control = control.asking_again(&plan.request);
+    }
+    let dismissal = control.dismissal();
     let wiring = Wiring {
         console: Box::new(console),
         control: Box::new(control),
         dimms: plan.dimms,
         remote: remote.clone(),
     };
-    let kernel = plan.spec.boot.kernel.clone();
-    let mut machine = Machine::new(plan.spec, wiring, plan.engine)?;
-    args.disk.iter().try_for_each(|disk| machine.plug(disk))?;
-    let warm = if args.cold || !repeats || !args.disk.is_empty() {
-        None
-    } else {
-        Some(Warm::new(Cache::of(&Store::of_user()?), &machine, &plan.image)?)
+    let (mut machine, warm) = match plan.start {
+        Start::From(snapshot) => (Machine::from_snapshot(&snapshot, wiring, plan.engine)?, None),
+        Start::Boot(spec, image) => {
+            let mut machine = Machine::new(*spec, wiring, plan.engine)?;
+            args.disk.iter().try_for_each(|disk| machine.plug(disk))?;
+            let starts_warm = repeats && !args.cold && args.disk.is_empty();
+            let cache = || Ok::<_, anyhow::Error>(Cache::of(&Store::of_user()?));
+            let warm = starts_warm.then(|| Warm::new(cache()?, &machine, &image)).transpose()?;
+            (machine, warm)
+        }
     };
+    machine.set_interactive(interactive);
+    machine.stop_at(keep.as_ref().and_then(|keep| keep.at));
+    let kernel = machine.kernel().clone();
     let is_warm = warm.as_ref().is_some_and(|warm| warm.start(&mut machine));
-    let keep = warm.filter(|_| !is_warm);
+    let warm = warm.filter(|_| !is_warm);
     if let Some(keyboard) = keyboard {
         listen(keyboard, &remote, terminal.is_some())?;
     }
@@ -86,9 +128,28 @@ pub fn run(args: RunArgs) -> Result<ExitCode> {
         });
     }
     let ready = Instant::now();
-    let report = warm::run(&mut machine, keep);
+    let mut keep = keep;
+    let kept_at = |machine: &mut Machine, outcome: &Outcome| -> Result<bool> {
+        let due = |keep: &mut Keep| match keep.at {
+            Some(_) => *outcome == Outcome::InstructionLimit,
+            None => *outcome == Outcome::Paused && told.told().status.is_some(),
+        };
+        let Some(keep) = keep.take_if(due) else { return Ok(*outcome == Outcome::Paused) };
+        let note = if keep.at.is_some() { RUNNING } else { WAITING };
+        machine.snapshot()?.noted(note).save(&keep.file, true)?;
+        machine.stop_at(None);
+        if keep.at.is_none() {
+            dismissal.dismiss();
+            remote.wake();
+        }
+        Ok(true)
+    };
+    let report = warm::run(&mut machine, warm, kept_at);
     drop(terminal);
     let report = report?;
+    if let Some(keep) = keep {
+        eprintln!("nvsim: the run ended before a snapshot could be kept in {}", keep.file.display());
+    }
 
     let told = told.told();
     let verdict = Verdict::of(&report, &told, !interactive);

@@ -5,27 +5,33 @@ use guest_agent::{HOST_PARAMETER, Job, Pmem, Request};
 use guest_image::{Image, OwnKernel, Store};
 use vmm::boot::{BootSpec, Kernel};
 use vmm::nvdimm::{Entropy, Fs, OpenDimms};
-use vmm::{EngineChoice, MachineSpec};
+use vmm::{EngineChoice, MachineSpec, Snapshot};
 
 use crate::cli::{EngineName, Mount, RunArgs};
 
+/// What a run begins with.
+pub enum Start {
+    /// The files of an image.
+    Boot(Box<MachineSpec>, Box<Image>),
+    /// A snapshot.
+    From(Box<Snapshot>),
+}
+
 /// All that a run needs.
 pub struct Plan {
-    /// The machine.
-    pub spec: MachineSpec,
+    /// What it begins with.
+    pub start: Start,
     /// Its NV-DIMMs, open and held.
     pub dimms: OpenDimms,
     /// What runs it.
     pub engine: Box<dyn engine::Engine>,
     /// What the agent is asked to do.
     pub request: Request,
-    /// The files that are booted.
-    pub image: Image,
 }
 
 impl Plan {
-    /// Decides; builds the image when it is missing.
-    pub fn new(args: &RunArgs, job: Job, interactive: bool) -> Result<Self> {
+    /// Decides; builds the image when it is missing. With `stay` the agent waits for another request after the job.
+    pub fn new(args: &RunArgs, job: Job, interactive: bool, stay: bool) -> Result<Self> {
         let image = image(args)?;
         let mut words = vec![image.cmdline.clone(), HOST_PARAMETER.to_owned()];
         words.extend(args.append.iter().cloned());
@@ -42,13 +48,7 @@ impl Plan {
             interactive,
             stop_at: None,
         };
-        let chosen = vmm::open_engine(match args.engine {
-            EngineName::Auto => EngineChoice::Auto,
-            EngineName::Soft => EngineChoice::Soft,
-            EngineName::Interp => EngineChoice::Interp,
-            EngineName::Kvm => EngineChoice::Kvm,
-        })?;
-        tracing::info!("engine {}: {}", chosen.engine.name(), chosen.reason);
+        let engine = engine(args.engine)?;
         // Last of all, because missing files are made here.
         let dimms = OpenDimms::open(&args.nvdimm, &Entropy::from_seed(args.seed))?;
         let mount = args.mount == Mount::Auto;
@@ -56,9 +56,30 @@ impl Plan {
             .file_systems()
             .into_iter()
             .map(|fs| Pmem { fs: if mount { agents(fs) } else { agents(Fs::None) }, mount });
-        let request = Request { pmem: pmem.collect(), job };
-        Ok(Self { spec, dimms, engine: chosen.engine, request, image })
+        let request = Request { pmem: pmem.collect(), job, stay };
+        Ok(Self { start: Start::Boot(Box::new(spec), Box::new(image)), dimms, engine, request })
     }
+
+    /// Of a run that goes on from a snapshot, which has all that it needs but an engine and something to do.
+    pub fn from(snapshot: Snapshot, engine_name: EngineName, job: Job) -> Result<Self> {
+        Ok(Self {
+            start: Start::From(Box::new(snapshot)),
+            dimms: OpenDimms::open(&[], &Entropy::from_seed(0))?,
+            engine: engine(engine_name)?,
+            request: Request { pmem: Vec::new(), job, stay: false },
+        })
+    }
+}
+
+fn engine(name: EngineName) -> Result<Box<dyn engine::Engine>> {
+    let chosen = vmm::open_engine(match name {
+        EngineName::Auto => EngineChoice::Auto,
+        EngineName::Soft => EngineChoice::Soft,
+        EngineName::Interp => EngineChoice::Interp,
+        EngineName::Kvm => EngineChoice::Kvm,
+    })?;
+    tracing::info!("engine {}: {}", chosen.engine.name(), chosen.reason);
+    Ok(chosen.engine)
 }
 
 /// The file system in the agent's words.

@@ -64,21 +64,28 @@ impl Warm {
     }
 }
 
-/// Runs a machine to its end; keeps it on the way, if that is wanted, when it has booted.
-pub fn run(machine: &mut Machine, keep: Option<Warm>) -> vmm::Result<Report> {
+/// Runs a machine to its end; keeps it on the way, if that is wanted, when it has booted. Whenever it rests, `at_rest` is
+/// asked whether to go on.
+pub fn run(
+    machine: &mut Machine,
+    keep: Option<Warm>,
+    mut at_rest: impl FnMut(&mut Machine, &Outcome) -> Result<bool>,
+) -> Result<Report> {
     let mut keep = keep;
     let mut writer = None;
     let report = loop {
-        let report = machine.run();
-        if !matches!(&report, Ok(report) if report.outcome == Outcome::Paused) {
-            break report;
-        }
-        tracing::info!(
-            instructions = report.as_ref().ok().and_then(|r| r.statistics.instructions),
-            "at rest"
-        );
-        if let Some(warm) = keep.take() {
+        let report = match machine.run() {
+            Ok(report) if report.outcome.can_go_on() => report,
+            ended => break ended.map_err(Into::into),
+        };
+        tracing::info!(instructions = report.statistics.instructions, "at rest");
+        if let Some(warm) = keep.take_if(|_| report.outcome == Outcome::Paused) {
             writer = warm.keep(machine);
+        }
+        match at_rest(machine, &report.outcome) {
+            Ok(true) => {}
+            Ok(false) => break Ok(report),
+            Err(error) => break Err(error),
         }
     };
     if let Some(writer) = writer {

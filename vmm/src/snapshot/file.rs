@@ -113,6 +113,12 @@ fn images_start(state: u64) -> u64 {
     (HEADER as u64 + state).next_multiple_of(PAGE)
 }
 
+/// See [`Snapshot::is_one`].
+pub fn is_one(path: &Path) -> bool {
+    let mut magic = [0; MAGIC.len()];
+    File::open(path).and_then(|file| file.read_exact_at(&mut magic, 0)).is_ok() && magic == *MAGIC
+}
+
 /// See [`Snapshot::open`].
 pub fn open(path: &Path) -> Result<Snapshot> {
     let unreadable = |source| Error::Read { what: "snapshot", path: path.to_owned(), source };

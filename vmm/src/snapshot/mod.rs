@@ -39,6 +39,7 @@ pub(crate) struct State {
     pub board: BoardState,
     pub statistics: Statistics,
     pub said: Said,
+    pub note: String,
 }
 
 /// A machine at rest. Clones share the memory.
@@ -67,6 +68,8 @@ pub struct SnapshotInfo {
     pub kernel: PathBuf,
     /// The DIMMs whose contents it keeps.
     pub dimms: Vec<PathBuf>,
+    /// What its taker noted.
+    pub note: String,
 }
 
 impl Snapshot {
@@ -99,7 +102,21 @@ impl Snapshot {
             guest_time: so_far.guest_time,
             kernel: self.state.boot.kernel.path().to_owned(),
             dimms: self.dimms.iter().flatten().map(|(path, _)| path.clone()).collect(),
+            note: self.state.note.clone(),
         }
+    }
+
+    /// Notes something for those who will go on from it; the machine does not look at it.
+    #[must_use]
+    pub fn noted(mut self, note: &str) -> Self {
+        note.clone_into(&mut self.state.note);
+        self
+    }
+
+    /// Whether a file begins as a snapshot does, whole or not.
+    #[must_use]
+    pub fn is_one(path: &Path) -> bool {
+        file::is_one(path)
     }
 
     /// Whether the DIMMs' contents are part of it.

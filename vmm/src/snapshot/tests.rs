@@ -134,7 +134,7 @@ fn what_goes_on_from_a_snapshot_is_what_never_stopped() {
 
     let mut first = desk.machine(&[], 0);
     run_to(&mut first, PART);
-    let snapshot = first.snapshot().unwrap();
+    let snapshot = first.snapshot().unwrap().noted("kept");
     let went_on = run_to(&mut first, WHOLE);
     assert_eq!((went_on.0.as_str(), calm(went_on.1)), (hash.as_str(), calm(report.clone())));
     assert_eq!(std::mem::take(&mut *desk.paper.0.lock().unwrap()), said);
@@ -143,6 +143,7 @@ fn what_goes_on_from_a_snapshot_is_what_never_stopped() {
     snapshot.save(&desk.path("s"), false).unwrap();
     let saved = Snapshot::open(&desk.path("s")).unwrap();
     assert_eq!(saved.state, snapshot.state);
+    assert_eq!(saved.info().note, "kept");
     let mut machines = [&snapshot, &saved, &saved].map(|snapshot| desk.revive(snapshot, &[]).unwrap());
     desk.paper.0.lock().unwrap().clear();
     let between = PART + 50_000;
@@ -255,6 +256,7 @@ fn what_is_no_whole_snapshot_is_refused() {
     machine.snapshot().unwrap().save(&path, false).unwrap();
     let again = machine.snapshot().unwrap().save(&path, false).unwrap_err();
     assert!(matches!(again, Error::Write { .. }), "nothing is replaced");
+    assert!(Snapshot::is_one(&path) && !Snapshot::is_one(&desk.path("kernel")));
     let whole = std::fs::read(&path).unwrap();
     let refusal = |bytes: &[u8]| {
         std::fs::write(&copy, bytes).unwrap();
