@@ -16,7 +16,7 @@ use std::hash::{BuildHasherDefault, Hasher};
 use std::ptr::NonNull;
 
 use crate::insn::Insn;
-use crate::xlat::Translator;
+use crate::xlat::{Haste, Translator};
 
 /// Instructions of a block at most.
 pub(crate) const MAX_INSNS: usize = 64;
@@ -311,8 +311,8 @@ impl Blocks {
     }
 
     /// Has blocks translated from now on, if the host gives memory for that.
-    pub fn translate(&mut self) {
-        match Translator::new() {
+    pub fn translate(&mut self, haste: Haste) {
+        match Translator::new(haste) {
             Ok(translator) => self.translator = Some(Box::new(translator)),
             Err(error) => {
                 tracing::warn!(%error, "no memory for translated code: the interpreter does it all")

@@ -32,6 +32,6 @@ mod slow;
 mod state;
 pub mod trap;
 pub mod width;
-mod xlat;
+pub mod xlat;
 
 pub use partition::Soft;

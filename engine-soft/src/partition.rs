@@ -14,6 +14,7 @@ use crate::events::Events;
 use crate::exec::fpu::native;
 use crate::processor::Bench;
 use crate::ram::Ram;
+use crate::xlat::Haste;
 
 /// TSC frequencies that guests may see: a tick at least every nanosecond, so that every instruction has a TSC value of
 /// its own, and no more hertz than CPUID leaf 0x15 can tell.
@@ -26,20 +27,26 @@ const MAX_VCPUS: u8 = 8;
 #[derive(Debug, Clone, Copy)]
 pub struct Soft {
     name: &'static str,
-    translates: bool,
+    translates: Option<Haste>,
 }
 
 impl Soft {
     /// `soft`: the fastest way to execute that there is.
     #[must_use]
     pub const fn new() -> Self {
-        Self { name: "soft", translates: true }
+        Self { name: "soft", translates: Some(Haste::Warm) }
     }
 
     /// `interp`: the interpreter alone. Its runs are those of `soft`, to the instruction and the byte, only slower.
     #[must_use]
     pub const fn interpreter() -> Self {
-        Self { name: "interp", translates: false }
+        Self { name: "interp", translates: None }
+    }
+
+    /// `soft`, with everything rare made to happen often, as the seed decides: for tests.
+    #[must_use]
+    pub const fn stressed(seed: u64) -> Self {
+        Self { name: "soft", translates: Some(Haste::Stressed(seed)) }
     }
 }
 
@@ -81,8 +88,8 @@ impl Engine for Soft {
         shared.ram = Ram::new(memory);
         shared.clock = Clock::new(spec.tsc_khz);
         shared.seed = spec.seed;
-        if self.translates {
-            shared.blocks.translate();
+        if let Some(haste) = self.translates {
+            shared.blocks.translate(haste);
         }
         let common = Arc::new(Common::default());
         let seat = Bench::new(cpus, Arc::clone(&common));

@@ -17,3 +17,17 @@ fn every_case_holds() {
 fn every_case_holds_while_its_state_moves() {
     conforms(&run_moving(&[&Soft::new()], &Selection::from_environment()));
 }
+
+/// The interpreter alone, and the translator with caches emptied, slow paths taken and blocks cut at random.
+#[test]
+fn every_case_holds_interpreted_and_under_stress() {
+    conforms(&run(&Soft::interpreter(), &Selection::from_environment()));
+    for seed in 0..8 {
+        println!("seed {seed}");
+        conforms(&run(&Soft::stressed(seed), &Selection::from_environment()));
+    }
+    conforms(&run_moving(
+        &[&Soft::interpreter(), &Soft::stressed(8), &Soft::new()],
+        &Selection::from_environment(),
+    ));
+}

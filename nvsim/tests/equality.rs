@@ -27,13 +27,13 @@ fn the_same_under_both(cpus: &str, command: &str) {
 fn a_run_is_the_same_translated_and_interpreted() {
     the_same_under_both(
         "1",
-        "md5sum /etc/hosts; ls /sys | wc -l; awk 'BEGIN { for (n = 1; n < 99; n++) s += 1 / n; print s }'",
+        "md5sum /proc/version; ls /sys | wc -l; awk 'BEGIN { for (n = 1; n < 99; n++) s += 1 / n; print s }'",
     );
 }
 
 #[test]
 fn so_is_one_with_four_processors() {
     let command =
-        "nproc; for n in 1 2 3 4; do (md5sum /etc/passwd) & done; wait; head -c 8 /dev/urandom | md5sum";
+        "nproc; for n in 1 2 3 4; do (md5sum /proc/version) & done; wait; head -c 8 /dev/urandom | md5sum";
     the_same_under_both("4", command);
 }

@@ -81,7 +81,8 @@ impl Cpu {
         let here = (PAGE - (gpa & (PAGE - 1))) as usize;
         self.shared.ram.read(gpa, &mut bytes[..here]);
         let bytes = &bytes[..here];
-        let limit = if single { 1 } else { MAX_INSNS };
+        let alone = self.shared.blocks.translator.as_mut().is_some_and(|translator| translator.happens(3));
+        let limit = if single || alone { 1 } else { MAX_INSNS };
         let mut insns: Vec<Insn> = Vec::with_capacity(8);
         let mut sync = false;
         let mut at = 0;

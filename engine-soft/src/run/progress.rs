@@ -49,7 +49,7 @@ pub(crate) struct Progress {
     /// Entries for pages that a load of CR3 unmaps.
     local: Vec<u16>,
     /// See [`crate::block::Blocks`].
-    pub(super) generation: u64,
+    pub(crate) generation: u64,
     pub(super) epoch: u64,
 }
 

@@ -9,6 +9,7 @@ use std::mem::offset_of;
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic as M, OpKind};
 
 use super::emit::{Asm, Jump, Label, RCX, Rm, word};
+use super::stress::Stress;
 use super::thunk::{Site, Thunks};
 use crate::frame::Frame;
 use crate::insn::Insn;
@@ -59,6 +60,7 @@ pub(crate) struct Body<'a> {
     /// Fences are logged.
     pub(crate) watching: bool,
     pub(crate) bmi2: bool,
+    stress: Option<Stress>,
     pub(crate) exits: Vec<(Jump, u64)>,
     /// Number of the translation.
     number: usize,
@@ -70,11 +72,12 @@ pub(crate) struct Body<'a> {
 }
 
 /// How to translate.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Setting {
     pub(crate) thunks: Thunks,
     pub(crate) watching: bool,
     pub(crate) bmi2: bool,
+    pub(crate) stress: Option<Stress>,
 }
 
 /// Translates for an address.
@@ -86,6 +89,7 @@ pub(crate) fn translate(source: &Source<'_>, origin: u64, number: usize, setting
         user: source.user,
         watching: setting.watching,
         bmi2: setting.bmi2,
+        stress: setting.stress,
         exits: Vec::new(),
         number,
         insns: source.insns,
@@ -175,6 +179,11 @@ impl Body<'_> {
     pub(crate) fn slow(&mut self) {
         let jump = self.asm.jump(0xE9);
         self.slow.push(Slow { jump, insn: self.current, resume: None });
+    }
+
+    /// Under stress, once in so many times.
+    pub(crate) fn happens(&mut self, once_in: u64) -> bool {
+        self.stress.as_mut().is_some_and(|stress| stress.happens(once_in))
     }
 
     fn ways_out(&mut self) {

@@ -98,6 +98,9 @@ impl Body<'_> {
 
     /// Makes the host address of an access, or does the instruction by the interpreter. RCX and RDX are lost, RAX stays.
     pub(crate) fn probe(&mut self, at: Address, size: usize, way: Way) -> Rm {
+        if self.happens(4) {
+            self.slow();
+        }
         let half = offset_of!(Frame, halves) + usize::from(self.user) * size_of::<Half>();
         let tags = half
             + match way {

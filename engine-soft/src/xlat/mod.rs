@@ -19,6 +19,7 @@ mod flow;
 mod memory;
 mod registers;
 mod run;
+mod stress;
 mod thunk;
 
 use crate::block::BlockRef;
@@ -26,8 +27,11 @@ use arena::Arena;
 use body::{Setting, Source, translate};
 use thunk::{Site, Thunks};
 
+pub use stress::Haste;
+pub(crate) use stress::Stress;
+
 /// Times that a block is interpreted before it is translated.
-pub(crate) const WARM: u8 = 6;
+const WARM: u8 = 6;
 /// A block of [`crate::block::MAX_INSNS`] instructions needs no more than this.
 const ROOM: usize = 64 << 10;
 
@@ -67,17 +71,26 @@ pub(crate) struct Translator {
     /// Fences are logged, so instructions that imply one are not translated.
     pub(crate) watching: bool,
     bmi2: bool,
+    /// Times that a block is interpreted first.
+    warm: u8,
+    /// What is made hard for it.
+    pub(crate) stress: Option<Stress>,
 }
 
 impl Translator {
     /// Empty.
-    pub(crate) fn new() -> std::io::Result<Self> {
+    pub(crate) fn new(haste: Haste) -> std::io::Result<Self> {
         let mut arena = Arena::new()?;
         let (code, thunks) = thunk::write(arena.next(), run::execute);
         arena.add(&code);
         let begin = arena.used();
         let bmi2 = std::arch::is_x86_feature_detected!("bmi2");
-        Ok(Self { arena, thunks, begin, translations: Vec::new(), watching: false, bmi2 })
+        let (warm, stress) = match haste {
+            Haste::Warm => (WARM, None),
+            Haste::AtOnce => (0, None),
+            Haste::Stressed(seed) => (0, Some(Stress::new(seed))),
+        };
+        Ok(Self { arena, thunks, begin, translations: Vec::new(), watching: false, bmi2, warm, stress })
     }
 
     /// No further translation fits before [`Translator::clear`].
@@ -109,7 +122,9 @@ impl Translator {
         let number = self.translations.len();
         let header = block.header();
         let source = Source { insns: block.insns(), bytes, rip, sync: header.sync, user };
-        let setting = Setting { thunks: self.thunks, watching: self.watching, bmi2: self.bmi2 };
+        let bmi2 = self.bmi2 && !self.happens(2);
+        let stress = self.stress.as_mut().map(Stress::fork);
+        let setting = Setting { thunks: self.thunks, watching: self.watching, bmi2, stress };
         let entry = self.arena.next();
         let code = translate(&source, entry, number, setting);
         self.arena.add(&code.bytes);
@@ -120,6 +135,11 @@ impl Translator {
         let next = header.translation.replace(number as u32 + 1);
         self.translations.push(Translation { block, rip, user, leaves: code.leaves, entry, exits, next });
         number
+    }
+
+    /// Under stress, once in so many times.
+    pub(crate) fn happens(&mut self, once_in: u64) -> bool {
+        self.stress.as_mut().is_some_and(|stress| stress.happens(once_in))
     }
 
     /// A block was dropped: nobody may run its translations any more.

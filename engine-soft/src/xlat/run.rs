@@ -2,8 +2,8 @@
 
 #![expect(unsafe_code, reason = "translated code is called, and calls back with the vCPU's address")]
 
+use super::Translation;
 use super::thunk::{Departure, Site, reason};
-use super::{Translation, WARM};
 use crate::block::BlockRef;
 use crate::cpu::Cpu;
 use crate::flags::{Flags, bit};
@@ -24,6 +24,9 @@ impl Cpu {
     pub(crate) fn run_translated(&mut self) -> Left {
         let mut from = None;
         loop {
+            if self.shared.blocks.translator.as_ref().is_some_and(|translator| translator.stress.is_some()) {
+                from = from.filter(|_| !self.disturb());
+            }
             let rip = self.gpr[RIP_SLOT];
             let generation = self.shared.blocks.generation;
             let block = match self.lookup(rip) {
@@ -59,6 +62,24 @@ impl Cpu {
         }
     }
 
+    /// Under stress: empties caches now and then. `true` if jumps are to stay unlinked.
+    fn disturb(&mut self) -> bool {
+        let mut happens = |once_in| {
+            let translator = self.shared.blocks.translator.as_mut();
+            translator.is_some_and(|translator| translator.happens(once_in))
+        };
+        let (unlinked, tlb, code) = (happens(4), happens(64), happens(256));
+        if tlb {
+            self.flush_tlb();
+        }
+        if code {
+            self.shared.blocks.clear();
+            self.progress.generation = self.shared.blocks.generation;
+            self.forget_jumps();
+        }
+        unlinked || code
+    }
+
     /// The number of a block's translation here; made now if it is warm.
     fn translation(&mut self, block: BlockRef, rip: u64) -> Option<usize> {
         let user = self.cpl == 3;
@@ -69,7 +90,7 @@ impl Cpu {
             return Some(number);
         }
         let heat = header.heat.get();
-        if heat < WARM || header.crosses() || translator.is_full() {
+        if heat < translator.warm || header.crosses() || translator.is_full() {
             header.heat.set(heat.saturating_add(1));
             return None;
         }

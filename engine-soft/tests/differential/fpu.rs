@@ -4,6 +4,8 @@ use iced_x86::{Instruction, MemorySize, Mnemonic};
 
 use super::campaign::Campaign;
 use super::draw::Draw;
+use engine_soft::xlat::Haste;
+
 use super::interpreter::Interpreter;
 use super::machine::{Mode, Outcome, SCRATCH_LEN, State};
 use super::native::Native;
@@ -192,8 +194,7 @@ fn settle(i: &Instruction, before: &State, outcome: &mut Outcome) {
     }
 }
 
-#[test]
-fn every_form_agrees_with_the_host() {
+fn agrees(subject: &mut Interpreter) {
     let campaign = Campaign {
         modes: &[Mode::Long, Mode::Protected32],
         accepts: |i| engine_soft::exec::fpu::lookup(i).is_some(),
@@ -202,6 +203,16 @@ fn every_form_agrees_with_the_host() {
         settle,
     };
     let mut native = Native::take();
-    let report = campaign.run(&mut native, &mut Interpreter::new());
+    let report = campaign.run(&mut native, subject);
     println!("{} forms, {} cases", report.forms, report.cases);
+}
+
+#[test]
+fn every_form_agrees_with_the_host() {
+    agrees(&mut Interpreter::new());
+}
+
+#[test]
+fn so_does_every_form_translated() {
+    agrees(&mut Interpreter::translating(Haste::AtOnce));
 }

@@ -1,6 +1,7 @@
 //! The general-purpose data instructions.
 
 use engine_soft::exec::integer;
+use engine_soft::xlat::Haste;
 use iced_x86::{Code, Instruction, Mnemonic as M, OpKind, Register};
 
 use super::campaign::{Campaign, Report};
@@ -59,6 +60,30 @@ const EXCLUDED: &[Code] = &[
 fn run(modes: &'static [Mode], accepts: fn(&Instruction) -> bool) -> Report {
     let campaign = Campaign { modes, accepts, excluded: EXCLUDED, prepare, settle };
     campaign.run(&mut Native::take(), &mut Interpreter::new())
+}
+
+/// The translator against the host, and against the interpreter in every bit, undefined ones too.
+fn translated(accepts: fn(&Instruction) -> bool, haste: Haste) {
+    let campaign = Campaign { modes: &[Mode::Long], accepts, excluded: EXCLUDED, prepare, settle };
+    let mut translator = Interpreter::translating(haste);
+    campaign.run(&mut Native::take(), &mut translator);
+    let exact = Campaign { settle: |_, _, _| {}, ..campaign };
+    exact.run(&mut Interpreter::new(), &mut translator);
+}
+
+#[test]
+fn translated_without_memory() {
+    translated(|i| ours(i) && !has_memory(i), Haste::AtOnce);
+}
+
+#[test]
+fn translated_with_memory() {
+    translated(|i| ours(i) && has_memory(i), Haste::AtOnce);
+}
+
+#[test]
+fn translated_under_stress() {
+    translated(ours, Haste::Stressed(1));
 }
 
 fn ours(i: &Instruction) -> bool {

@@ -1,4 +1,4 @@
-//! The engine's interpreter as executor: a vCPU at privilege level 3 with the scratch memory and the code page mapped
+//! The engine as executor, interpreting or translating: a vCPU at privilege level 3 with the scratch memory and the code page mapped
 //! where they are on the host, under a kernel of nothing but an interrupt table.
 #![expect(unsafe_code, reason = "the guest's memory is looked at by host address")]
 
@@ -10,6 +10,8 @@ use engine_soft::fx::FxArea;
 use engine_soft::insn::RIP;
 use engine_soft::ram::Ram;
 use engine_soft::run::Stop;
+use engine_soft::xlat::Haste;
+use iced_x86::{Decoder, DecoderOptions, FlowControl, Mnemonic};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend as _};
 
 use super::machine::{CODE, CODE_LIMIT, Executor, Fault, Mode, Outcome, SCRATCH, SCRATCH_LEN, State};
@@ -37,6 +39,11 @@ pub struct Interpreter {
     cpu: Cpu,
     memory: GuestMemory,
     mode: Mode,
+    /// 64-bit code is translated, at once.
+    translates: bool,
+    /// Instructions of the translated block that the one to be run is in: it and, if it goes on there, a jump to
+    /// itself.
+    count: u64,
 }
 
 impl Interpreter {
@@ -63,6 +70,8 @@ impl Interpreter {
         put(code, CODE_PAGE >> 12 & 511, CODE_PAGE | USER_READ);
         put(GDT, 1, 0x00AF_9B00_0000_FFFF);
         put(TSS + 4, 0, STACK);
+        // A handler that is reached with budget left halts.
+        memory.write_slice(&[0xF4; PAGE as usize], GuestAddress(HANDLERS)).expect("handlers");
         for vector in 0..32 {
             let handler = HANDLERS + vector * HANDLER_LEN;
             // A 64-bit interrupt gate for privilege level 3, through selector 8.
@@ -78,7 +87,14 @@ impl Interpreter {
         cpu.idt = DescriptorTable { base: IDT, limit: 32 * 16 - 1 };
         cpu.tr = Segment { selector: 0x40, base: TSS, limit: 0x67, attributes: 0x8B };
         cpu.activity = Activity::Running;
-        Self { cpu, memory, mode: Mode::Long }
+        Self { cpu, memory, mode: Mode::Long, translates: false, count: 1 }
+    }
+
+    /// That translates: an instruction and a jump after it make a block, which is run as a whole.
+    pub fn translating(haste: Haste) -> Self {
+        let mut translator = Self { translates: true, ..Self::new() };
+        translator.cpu.shared.blocks.translate(haste);
+        translator
     }
 
     /// Selectors as Linux gives them to a program.
@@ -111,6 +127,16 @@ impl Executor for Interpreter {
         let mut page = vec![0xCC; PAGE as usize];
         let start = (CODE - CODE_PAGE) as usize;
         page[start..start + code.len()].copy_from_slice(code);
+        self.count = 1;
+        if self.translates && mode == Mode::Long {
+            let i = Decoder::with_ip(64, code, CODE, DecoderOptions::NONE).decode();
+            let repeats = i.is_string_instruction() && (i.has_rep_prefix() || i.has_repne_prefix());
+            let flags = matches!(i.mnemonic(), Mnemonic::Popf | Mnemonic::Popfd | Mnemonic::Popfq);
+            if i.flow_control() == FlowControl::Next && !repeats && !flags {
+                page[start + code.len()..][..2].copy_from_slice(&[0xEB, 0xFE]);
+                self.count = 2;
+            }
+        }
         self.memory.write_slice(&page, GuestAddress(CODE_PAGE)).expect("code page");
         self.cpu.shared.memory_changed(CODE_PAGE..CODE_PAGE + PAGE);
         self.segments();
@@ -135,11 +161,15 @@ impl Executor for Interpreter {
         cpu.fx = FxArea::new(&before.fx);
         // A repeated string instruction takes several turns.
         for _ in 0..0x4000 {
-            let stop = cpu.run(1);
-            assert_eq!(stop, Stop::Budget, "stopped by {:?}", cpu.cause);
+            let stop = cpu.run(self.count);
+            let halted = self.count > 1 && cpu.activity == Activity::Halted;
+            assert!(stop == Stop::Budget || halted, "stopped by {stop:?}, {:?}", cpu.cause);
             if cpu.rip() != CODE - base {
                 break;
             }
+        }
+        if std::mem::replace(&mut cpu.activity, Activity::Running) == Activity::Halted {
+            cpu.gpr[usize::from(RIP)] = cpu.rip().wrapping_sub(1);
         }
         let mut state = State {
             fx: cpu.fx.bytes(),
