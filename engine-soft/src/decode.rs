@@ -98,7 +98,7 @@ fn ends_block(i: &Instruction) -> bool {
         || i.is_privileged()
             && !matches!(
                 i.code(),
-                Code::Swapgs | Code::Clts | Code::Rdmsr | Code::Mov_r64_cr | Code::Mov_r64_dr
+                Code::Swapgs | Code::Clts | Code::Cli | Code::Rdmsr | Code::Mov_r64_cr | Code::Mov_r64_dr
             )
         || matches!(
             i.code(),

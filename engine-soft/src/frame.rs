@@ -59,8 +59,12 @@ pub(crate) struct Frame {
     pub(crate) host_stack: u64,
     /// Status flags between the two worlds: AH as LAHF gives it, AL the overflow flag.
     pub(crate) flags: u64,
-    /// Host MXCSR.
+    /// MXCSR as Rust code expects it.
     pub(crate) host_mxcsr: u64,
+    /// Not zero: SSE instructions fault.
+    pub(crate) no_vectors: u64,
+    /// Not zero: those that compute with floating-point numbers are the interpreter's; they may fault.
+    pub(crate) no_floats: u64,
     /// Supervisor, user.
     pub(crate) halves: [Half; 2],
     /// Supervisor, user.
@@ -104,7 +108,9 @@ impl FrameBox {
         }
         // SAFETY: within the mapping.
         let frame = unsafe { start.byte_add(GUARD + STACK) }.cast::<Frame>();
-        Self(NonNull::new(frame).unwrap_or_else(|| unreachable!("it is mapped")))
+        let mut frame = Self(NonNull::new(frame).unwrap_or_else(|| unreachable!("it is mapped")));
+        frame.host_mxcsr = crate::fx::mxcsr::INITIAL.into();
+        frame
     }
 
     /// The stack pointer of translated code.

@@ -7,7 +7,7 @@
 use iced_x86::{Instruction, Mnemonic as M, OpKind, RflagsBits as F};
 
 use super::body::Body;
-use super::emit::{RAX, RCX, RDX, Reg, Rm, op, op2};
+use super::emit::{RAX, RCX, RDX, Reg, Rm, SCRATCH, op, op2};
 use super::memory::Way;
 use super::registers::{GUEST_RAX, GUEST_RCX, GUEST_RDX, Place, place};
 
@@ -44,7 +44,8 @@ impl Body<'_> {
         let visible = self.visible(k, if rotates { F::OF } else { SHIFT });
         // Beyond the operand's width even CF is undefined.
         let narrow = width < 4 && (by_register || count >= width * 8);
-        if visible && (by_register || rotates && count != 1) || !by_register && count == 0 || narrow {
+        let settled = !visible || !by_register && (!rotates || register.is_some());
+        if !settled || !by_register && count == 0 || narrow {
             return None;
         }
         let opcode = |byte: u8| op(byte | u8::from(width > 1));
@@ -72,14 +73,20 @@ impl Body<'_> {
             asm.modrm(opcode(0xC0), width, group, rm);
             asm.immediate(1, count.into());
         };
+        let mut result = RCX;
         match register {
-            Some(place) => self.on(place, true, true, |asm, reg| emit(asm, reg.into())),
+            Some(place) => self.on(place, true, true, |asm, reg| {
+                result = reg;
+                emit(asm, reg.into());
+            }),
             None => {
                 let to = self.memory(i, Way::Write)?;
                 emit(&mut self.asm, to);
             }
         }
-        if visible && !rotates {
+        if visible && rotates {
+            self.settle_rotation(width, group == 0, result);
+        } else if visible {
             self.settle(match group {
                 4 => Overflow::Turns,
                 _ if count == 1 => Overflow::Keep,
@@ -104,6 +111,65 @@ impl Body<'_> {
             }
         }
         self.asm.restore_flags();
+    }
+
+    /// OF of a rotation: to the left, whether the top bit and the bottom bit differ, to the right, the two top bits.
+    fn settle_rotation(&mut self, width: u8, left: bool, result: Reg) {
+        let top = i32::from(width) * 8 - 1;
+        self.asm.load(RDX, result);
+        self.asm.save_flags();
+        if left {
+            self.asm.load(RCX, RDX);
+            self.asm.modrm(op(0xC1), 8, 4, RCX);
+            self.asm.immediate(1, top);
+        } else {
+            self.asm.lea(RCX, Rm::Index(RDX, RDX, 0, 0));
+        }
+        self.asm.modrm(op(0x33), 8, RDX.0, RCX);
+        self.asm.modrm(op(0xC1), 8, 5, RDX);
+        self.asm.immediate(1, top);
+        // and dl, 1; mov al, dl
+        self.asm.raw(&[0x80, 0xE2, 1, 0x88, 0xD0]);
+        self.asm.restore_flags();
+    }
+
+    /// DIV, where the dividend's upper half is 0 and the divisor is not: it keeps flags.
+    pub(crate) fn divide(&mut self, i: &Instruction) -> Option<()> {
+        let (from, width) = match i.op0_kind() {
+            OpKind::Register => (place(i.op0_register())?.rm(), i.op0_register().size() as u8),
+            _ => {
+                let width = i.memory_size().size() as u8;
+                if width < 4 {
+                    return None;
+                }
+                let from = self.memory(i, Way::Read)?;
+                self.asm.modrm(op(0x8B), width, RAX.0, from);
+                (Rm::Reg(RAX), width)
+            }
+        };
+        if width < 4 {
+            return None;
+        }
+        self.asm.modrm(op(0x8B), width, RCX.0, GUEST_RDX);
+        let small = self.asm.jump(0xE3);
+        self.slow();
+        self.asm.land(small);
+        self.asm.modrm(op(0x8B), width, RCX.0, from);
+        let zero = self.asm.jump(0xE3);
+        // jmp over the slow way
+        self.asm.raw(&[0xEB, 5]);
+        self.asm.land(zero);
+        self.slow();
+        self.asm.save_flags();
+        self.asm.store(SCRATCH, RAX);
+        self.asm.modrm(op(0x8B), width, RAX.0, GUEST_RAX);
+        self.asm.modrm(op(0x33), 4, RDX.0, RDX);
+        self.asm.modrm(op(0xF7), width, 6, RCX);
+        self.asm.load(GUEST_RAX, RAX);
+        self.asm.load(GUEST_RDX, RDX);
+        self.asm.load(RAX, SCRATCH);
+        self.asm.restore_flags();
+        Some(())
     }
 
     pub(crate) fn double_shift(&mut self, k: usize, i: &Instruction) -> Option<()> {

@@ -40,6 +40,8 @@ pub(crate) struct Code {
     pub(crate) exits: Vec<(usize, u64)>,
     /// The interpreter does the last instruction, or may, and that one tells where to go on.
     pub(crate) leaves: bool,
+    /// The last instruction is a repeated string instruction, which is not over while RIP is at itself.
+    pub(crate) repeats: bool,
 }
 
 /// An access that has to be done by the interpreter.
@@ -66,6 +68,8 @@ pub(crate) struct Body<'a> {
     number: usize,
     insns: &'a [Insn],
     forms: Vec<Instruction>,
+    /// Bytes of all instructions.
+    code: &'a [u8],
     slow: Vec<Slow>,
     /// The instruction being translated.
     current: usize,
@@ -94,6 +98,7 @@ pub(crate) fn translate(source: &Source<'_>, origin: u64, number: usize, setting
         number,
         insns: source.insns,
         forms: decode(source),
+        code: source.bytes,
         slow: Vec::new(),
         current: 0,
     };
@@ -101,7 +106,8 @@ pub(crate) fn translate(source: &Source<'_>, origin: u64, number: usize, setting
     let leaves = body.instructions(source.sync);
     body.ways_out();
     let exits = body.exits.iter().map(|&(jump, target)| (jump.displacement(), target)).collect();
-    Code { bytes: body.asm.bytes().to_vec(), exits, leaves }
+    let repeats = !source.sync && body.forms.last().is_some_and(repeats);
+    Code { bytes: body.asm.bytes().to_vec(), exits, leaves, repeats }
 }
 
 /// The instructions once more, in the decoder's form; an invalid one where the interpreter sees another.
@@ -161,12 +167,21 @@ impl Body<'_> {
                 slow.resume = (!leaves).then_some(resume);
             }
             if leaves {
+                if repeats(i) && !sync {
+                    self.exit(i.next_ip());
+                }
                 return true;
             }
         }
         let end = self.insns.iter().fold(self.rip, |rip, insn| rip.wrapping_add(insn.len.into()));
         self.exit(end);
         false
+    }
+
+    /// Bytes of an instruction.
+    pub(crate) fn encoding(&self, k: usize) -> &[u8] {
+        let at = self.forms[k].ip().wrapping_sub(self.rip) as usize;
+        self.code.get(at..at + self.forms[k].len()).unwrap_or_default()
     }
 
     /// Has the interpreter execute an instruction.

@@ -72,6 +72,7 @@ impl Body<'_> {
             M::Shl | M::Sal | M::Shr | M::Sar | M::Rol | M::Ror => self.shift(k, i),
             M::Shld | M::Shrd => self.double_shift(k, i),
             M::Imul | M::Mul => self.multiply(k, i),
+            M::Div => self.divide(i),
             M::Bt | M::Bts | M::Btr | M::Btc => self.bit(i),
             M::Bsf | M::Tzcnt => self.scan(i, 0xBC),
             M::Bsr | M::Lzcnt => self.scan(i, 0xBD),
@@ -79,7 +80,8 @@ impl Body<'_> {
             M::Cmpxchg => self.cmpxchg(i),
             M::Xadd => self.xadd(i),
             M::Nop | M::Endbr64 | M::Endbr32 => Some(()),
-            _ => self.conditional(i),
+            M::Sfence | M::Lfence | M::Mfence if !self.watching => Some(()),
+            _ => self.conditional(i).or_else(|| self.vector(k, i)),
         }
     }
 
@@ -99,10 +101,18 @@ impl Body<'_> {
         }
     }
 
-    /// A register or (after its probe) memory source.
+    /// A register or (after its probe) memory source. AH and its like come in DL.
     fn source(&mut self, i: &Instruction, n: u32) -> Option<Rm> {
         match i.op_kind(n) {
-            OpKind::Register => place(i.op_register(n)).map(Place::rm),
+            OpKind::Register => match high(i.op_register(n)) {
+                Some(whole) => {
+                    self.asm.load(RDX, whole.rm());
+                    // movzx edx, dh
+                    self.asm.raw(&[0x0F, 0xB6, 0xD6]);
+                    Some(Rm::Reg(RDX))
+                }
+                None => place(i.op_register(n)).map(Place::rm),
+            },
             OpKind::Memory => self.memory(i, Way::Read),
             _ => None,
         }
@@ -111,12 +121,12 @@ impl Body<'_> {
     fn two(&mut self, i: &Instruction) -> Option<()> {
         let Forms { to_rm, to_reg, group, writes, reads } = forms(i.mnemonic())?;
         let is_move = i.mnemonic() == M::Mov;
+        if let Some(whole) = high(i.op0_register()) {
+            return self.two_high(i, whole);
+        }
         match (i.op0_kind(), i.op1_kind()) {
             (OpKind::Register, OpKind::Register | OpKind::Memory) => {
                 let (to, width) = (place(i.op0_register())?, i.op0_register().size() as u8);
-                if i.op1_kind() == OpKind::Register {
-                    place(i.op1_register())?;
-                }
                 let from = self.source(i, 1)?;
                 // A narrow write keeps the rest of the register.
                 let reads = reads || width < 4;
@@ -136,10 +146,17 @@ impl Body<'_> {
                 }
             }
             (OpKind::Memory, OpKind::Register) => {
-                let (from, width) = (place(i.op1_register())?, i.op1_register().size() as u8);
+                let (whole, width) = (high(i.op1_register()), i.op1_register().size() as u8);
+                let from = whole.or_else(|| place(i.op1_register()))?;
                 let way = if writes { Way::Write } else { Way::Read };
                 let to = self.memory(i, way)?;
-                let from = self.in_register(from, RCX);
+                let mut from = self.in_register(from, RCX);
+                if whole.is_some() {
+                    self.asm.load(RCX, from);
+                    // movzx ecx, ch
+                    self.asm.raw(&[0x0F, 0xB6, 0xCD]);
+                    from = RCX;
+                }
                 self.asm.modrm(sized(to_rm, width), width, from.0, to);
             }
             (OpKind::Memory, _) => {
@@ -149,6 +166,35 @@ impl Body<'_> {
                 immediate_form(&mut self.asm, i.mnemonic(), group, width, to, i.immediate(1));
             }
             _ => return None,
+        }
+        Some(())
+    }
+
+    /// As [`Body::two`], where operand 0 is AH or its like: it is CH of the host meanwhile.
+    fn two_high(&mut self, i: &Instruction, whole: Place) -> Option<()> {
+        const CH: u8 = 5;
+        let Forms { to_reg, group, writes, .. } = forms(i.mnemonic())?;
+        match i.op1_kind() {
+            OpKind::Register => {
+                let from = self.source(i, 1)?;
+                self.asm.modrm(op(0x8B), 4, RDX.0, from);
+                self.asm.load(RCX, whole.rm());
+                self.asm.legacy_byte(op(to_reg), CH, Rm::Reg(RDX));
+            }
+            OpKind::Memory => return None,
+            _ => {
+                self.asm.load(RCX, whole.rm());
+                let byte = match i.mnemonic() {
+                    M::Mov => 0xC6,
+                    M::Test => 0xF6,
+                    _ => 0x80,
+                };
+                self.asm.legacy_byte(op(byte), group, Rm::Reg(Reg(CH)));
+                self.asm.immediate(1, i.immediate(1) as i32);
+            }
+        }
+        if writes {
+            self.asm.store(whole.rm(), RCX);
         }
         Some(())
     }
@@ -172,6 +218,12 @@ impl Body<'_> {
         if width < 4 || !plain {
             return None;
         }
+        let mark = self.asm.here();
+        if let Some(from) = self.sum(i) {
+            self.on(to, false, true, |asm, reg| asm.modrm(op(0x8D), width, reg.0, from));
+            return Some(());
+        }
+        self.asm.cut(mark);
         let at = self.address(i)?;
         let from = match at {
             super::memory::Address::In(reg) => reg,
@@ -200,9 +252,6 @@ impl Body<'_> {
             (_, 1) => op2(byte),
             _ => op2(byte + 1),
         };
-        if i.op1_kind() == OpKind::Register {
-            place(i.op1_register())?;
-        }
         let from = self.source(i, 1)?;
         let narrow_register = from_size == 1 && i.op1_kind() == OpKind::Register;
         self.on(to, width < 4, true, |asm, reg| {
@@ -394,6 +443,12 @@ impl Body<'_> {
         self.on(from, true, true, |asm, reg| asm.modrm(op2(0xC0 | u8::from(width > 1)), width, reg.0, to));
         Some(())
     }
+}
+
+/// The whole register of AH, CH, DH, BH.
+fn high(register: Register) -> Option<Place> {
+    let high = matches!(register, Register::AH | Register::CH | Register::DH | Register::BH);
+    if high { place(register.full_register()) } else { None }
 }
 
 /// `operation rm, imm`.

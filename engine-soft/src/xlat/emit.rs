@@ -66,6 +66,10 @@ pub(crate) enum Map {
     One,
     /// 0F.
     Two,
+    /// 0F 38.
+    Three38,
+    /// 0F 3A.
+    Three3A,
 }
 
 /// An opcode of one byte.
@@ -142,6 +146,11 @@ impl Asm {
         self.encode(op, width, reg, rm, true);
     }
 
+    /// As [`Asm::modrm`], of byte registers as they are without a REX prefix: 4 to 7 are AH to BH.
+    pub(crate) fn legacy_byte(&mut self, op: Op, reg: u8, rm: Rm) {
+        self.encode(op, 1, reg, rm, false);
+    }
+
     fn encode(&mut self, op: Op, width: u8, reg: u8, rm: Rm, byte: bool) {
         if width == 2 {
             self.byte(0x66);
@@ -162,6 +171,8 @@ impl Asm {
         match op.map {
             Map::One => {}
             Map::Two => self.byte(0x0F),
+            Map::Three38 => self.bytes.extend([0x0F, 0x38]),
+            Map::Three3A => self.bytes.extend([0x0F, 0x3A]),
         }
         self.byte(op.byte);
         self.operand(reg, rm);

@@ -78,14 +78,22 @@ impl Body<'_> {
         if let (Some(base), None, 0, 8) = (base, index, disp, width) {
             return Some(Address::In(base));
         }
-        let from = match (base, index) {
-            (Some(base), Some(index)) => Rm::Index(base, index, scale, disp),
-            (Some(base), None) => Rm::Base(base, disp),
-            (None, Some(index)) => Rm::Scaled(index, scale, disp),
-            (None, None) => return None,
-        };
+        let from = sum(base, index, scale, disp)?;
         self.asm.modrm(super::emit::op(0x8D), width, RAX.0, from);
         Some(Address::In(RAX))
+    }
+
+    /// The operand of a LEA that computes nothing but 64-bit sums of registers.
+    pub(crate) fn sum(&mut self, i: &Instruction) -> Option<Rm> {
+        let (base, index) = (i.memory_base(), i.memory_index());
+        let wide = |r: Register| r == Register::None || r.is_gpr64();
+        if !wide(base) || !wide(index) || base == index && base == Register::None {
+            return None;
+        }
+        let disp = i32::try_from(i.memory_displacement64() as i64).ok()?;
+        let base = self.part(base, RAX)?;
+        let index = self.part(index, RCX)?;
+        sum(base, index, i.memory_index_scale().trailing_zeros() as u8, disp)
     }
 
     /// A register that an address is computed from, in a host register.
@@ -158,5 +166,14 @@ impl Body<'_> {
                 scratch
             }
         }
+    }
+}
+
+fn sum(base: Option<Reg>, index: Option<Reg>, scale: u8, disp: i32) -> Option<Rm> {
+    match (base, index) {
+        (Some(base), Some(index)) => Some(Rm::Index(base, index, scale, disp)),
+        (Some(base), None) => Some(Rm::Base(base, disp)),
+        (None, Some(index)) => Some(Rm::Scaled(index, scale, disp)),
+        (None, None) => None,
     }
 }

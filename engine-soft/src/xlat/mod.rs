@@ -21,10 +21,11 @@ mod registers;
 mod run;
 mod stress;
 mod thunk;
+mod vector;
 
 use crate::block::BlockRef;
 use arena::Arena;
-use body::{Setting, Source, translate};
+use body::{Code, Setting, Source, translate};
 use thunk::{Site, Thunks};
 
 pub use stress::Haste;
@@ -44,6 +45,10 @@ pub(crate) struct Translation {
     user: bool,
     /// The interpreter's word is final on where its last instruction goes.
     leaves: bool,
+    /// That one is a string instruction that may have to go on.
+    repeats: bool,
+    /// Where its instructions' offsets begin in [`Translator::offsets`].
+    offsets: u32,
     /// Address of the code.
     entry: u64,
     exits: [Exit; body::MAX_EXITS],
@@ -68,6 +73,8 @@ pub(crate) struct Translator {
     /// End of the thunks in the arena.
     begin: usize,
     translations: Vec<Translation>,
+    /// Bytes from a block's begin to each of its instructions.
+    offsets: Vec<u16>,
     /// Fences are logged, so instructions that imply one are not translated.
     pub(crate) watching: bool,
     bmi2: bool,
@@ -90,7 +97,17 @@ impl Translator {
             Haste::AtOnce => (0, None),
             Haste::Stressed(seed) => (0, Some(Stress::new(seed))),
         };
-        Ok(Self { arena, thunks, begin, translations: Vec::new(), watching: false, bmi2, warm, stress })
+        Ok(Self {
+            arena,
+            thunks,
+            begin,
+            translations: Vec::new(),
+            offsets: Vec::new(),
+            watching: false,
+            bmi2,
+            warm,
+            stress,
+        })
     }
 
     /// No further translation fits before [`Translator::clear`].
@@ -101,6 +118,7 @@ impl Translator {
     /// Forgets everything but the thunks.
     pub(crate) fn clear(&mut self) {
         self.translations.clear();
+        self.offsets.clear();
         self.arena.shorten(self.begin);
     }
 
@@ -129,11 +147,28 @@ impl Translator {
         let code = translate(&source, entry, number, setting);
         self.arena.add(&code.bytes);
         let mut exits = [Exit::default(); body::MAX_EXITS];
-        for (exit, (offset, target)) in exits.iter_mut().zip(code.exits) {
+        for (exit, &(offset, target)) in exits.iter_mut().zip(&code.exits) {
             *exit = Exit { target, patch: entry + offset as u64 };
         }
         let next = header.translation.replace(number as u32 + 1);
-        self.translations.push(Translation { block, rip, user, leaves: code.leaves, entry, exits, next });
+        let offsets = self.offsets.len() as u32;
+        let mut at = 0;
+        for insn in block.insns() {
+            self.offsets.push(at);
+            at += u16::from(insn.len);
+        }
+        let Code { leaves, repeats, .. } = code;
+        self.translations.push(Translation {
+            block,
+            rip,
+            user,
+            leaves,
+            repeats,
+            offsets,
+            entry,
+            exits,
+            next,
+        });
         number
     }
 
@@ -170,3 +205,6 @@ impl Translator {
         self.arena.replace(entry, code.bytes());
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,8 +5,9 @@
 use super::Translation;
 use super::thunk::{Departure, Site, reason};
 use crate::block::BlockRef;
-use crate::cpu::Cpu;
+use crate::cpu::{Cpu, control};
 use crate::flags::{Flags, bit};
+use crate::fx::mxcsr;
 use crate::insn::RIP;
 use crate::run::Left;
 use crate::trap::Trap;
@@ -134,6 +135,7 @@ impl Cpu {
         self.progress.withheld = self.progress.remaining - stretch;
         self.tlb.frame.remaining = stretch;
         self.tlb.frame.flags = ax(&self.flags);
+        self.tell_vectors();
         self.tlb.frame.cpu = cpu.expose_provenance() as u64;
         let base = self.tlb.frame.base();
         // SAFETY: the thunk at this address is a function of that kind.
@@ -171,15 +173,25 @@ impl Cpu {
         }
     }
 
+    /// Tells translated code which vector instructions it may execute.
+    fn tell_vectors(&mut self) {
+        let usable =
+            self.cr0 & (control::CR0_EM | control::CR0_TS) == 0 && self.cr4 & control::CR4_OSFXSR != 0;
+        let masked = self.fx.mxcsr & mxcsr::MASKS == mxcsr::MASKS;
+        self.tlb.frame.no_vectors = u64::from(!usable);
+        self.tlb.frame.no_floats = u64::from(!(usable && masked));
+    }
+
     /// One instruction of a translation.
     fn execute_site(&mut self, site: Site) -> Departure {
         let Some(translator) = self.shared.blocks.translator.as_ref() else {
             unreachable!("translated code is running")
         };
-        let Translation { block, rip, leaves, .. } = translator.translations[site.translation()];
+        let Translation { block, rip, leaves, repeats, offsets, .. } =
+            translator.translations[site.translation()];
         let (insns, n) = (block.insns(), site.part());
         let insn = &insns[n];
-        let start = insns[..n].iter().fold(rip, |rip, insn| rip.wrapping_add(insn.len.into()));
+        let start = rip.wrapping_add(translator.offsets[offsets as usize + n].into());
         let next = start.wrapping_add(insn.len.into());
         self.gpr[RIP_SLOT] = next;
         self.flags.set_status(from_ax(self.tlb.frame.flags));
@@ -191,8 +203,10 @@ impl Cpu {
             return Departure { reason: reason::TRAPPED, detail: (insns.len() - n) as u64 };
         }
         self.tlb.frame.flags = ax(&self.flags);
+        self.tell_vectors();
         let reason = match leaves && n + 1 == insns.len() {
             false => reason::NONE,
+            true if repeats && self.gpr[RIP_SLOT] == next => reason::NONE,
             true if block.header().sync => reason::LOOK,
             true => reason::JUMP,
         };

@@ -27,7 +27,7 @@ impl Stress {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 32) % once_in == 0
+        (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 32).is_multiple_of(once_in)
     }
 
     /// Dice of their own.

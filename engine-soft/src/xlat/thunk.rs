@@ -6,6 +6,7 @@ use super::emit::{Asm, CPU, RAX, RBX, RCX, RDI, RDX, RSI, RSP, Reg, Rm, SCRATCH,
 use super::registers::{PLACES, Place};
 use crate::cpu::Cpu;
 use crate::frame::Frame;
+use crate::fx::FxArea;
 use crate::insn::RIP;
 
 /// Why translated code was left, and what it has to say about it.
@@ -87,11 +88,19 @@ fn home(at: Reg, n: usize) -> Rm {
     Rm::Base(at, (offset_of!(Cpu, gpr) + 8 * n) as i32)
 }
 
+/// MXCSR in the vCPU that `at` points to.
+fn mxcsr(at: Reg) -> Rm {
+    Rm::Base(at, (offset_of!(Cpu, fx) + offset_of!(FxArea, mxcsr)) as i32)
+}
+
 /// Guest state to the vCPU. RCX stays.
 fn save(asm: &mut Asm) {
     asm.save_flags();
     asm.store(FLAGS, RAX);
     asm.load(RAX, CPU);
+    // stmxcsr, ldmxcsr
+    asm.modrm(op2(0xAE), 4, 3, mxcsr(RAX));
+    asm.modrm(op2(0xAE), 4, 2, word(offset_of!(Frame, host_mxcsr)));
     for (n, place) in PLACES.into_iter().enumerate() {
         match place {
             Place::Host(reg) => asm.store(home(RAX, n), reg),
@@ -106,6 +115,7 @@ fn save(asm: &mut Asm) {
 /// Guest state from the vCPU; then on at [`Frame::resume`].
 fn restore(asm: &mut Asm) {
     asm.load(RCX, CPU);
+    asm.modrm(op2(0xAE), 4, 2, mxcsr(RCX));
     for (n, place) in PLACES.into_iter().enumerate() {
         match place {
             Place::Host(reg) => asm.load(reg, home(RCX, n)),

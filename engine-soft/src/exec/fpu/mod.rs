@@ -11,7 +11,7 @@ mod image;
 mod mmx;
 pub mod native;
 mod nontemporal;
-mod sse;
+pub(crate) mod sse;
 #[cfg(test)]
 mod tests;
 mod x87;

@@ -54,7 +54,7 @@ pub fn lookup(i: &Instruction) -> Option<Exec> {
     shuffles(i).or_else(|| shifts(i)).or_else(|| arithmetic(i)).or_else(|| strings(i))
 }
 
-fn shuffles(i: &Instruction) -> Option<Exec> {
+pub fn shuffles(i: &Instruction) -> Option<Exec> {
     forms! { i, packed;
         Pshufd_xmm_xmmm128_imm8 "0x66, 0x0F, 0x70, 0xC1" u128;
         Pshufhw_xmm_xmmm128_imm8 "0xF3, 0x0F, 0x70, 0xC1" u128;
@@ -69,7 +69,7 @@ fn shuffles(i: &Instruction) -> Option<Exec> {
     }
 }
 
-fn shifts(i: &Instruction) -> Option<Exec> {
+pub fn shifts(i: &Instruction) -> Option<Exec> {
     forms! { i, shift;
         Psrlw_xmm_imm8 "0x66, 0x0F, 0x71, 0xD0" u128;
         Psraw_xmm_imm8 "0x66, 0x0F, 0x71, 0xE0" u128;
@@ -84,7 +84,7 @@ fn shifts(i: &Instruction) -> Option<Exec> {
     }
 }
 
-fn arithmetic(i: &Instruction) -> Option<Exec> {
+pub fn arithmetic(i: &Instruction) -> Option<Exec> {
     forms! { i, float;
         Cmpps_xmm_xmmm128_imm8 "0x0F, 0xC2, 0xC1" u128;
         Cmppd_xmm_xmmm128_imm8 "0x66, 0x0F, 0xC2, 0xC1" u128;

@@ -35,13 +35,19 @@ pub fn lookup(i: &Instruction) -> Option<Exec> {
         Code::Insertps_xmm_xmmm32_imm8 if from_memory => insertps::<u32, true>,
         Code::Insertps_xmm_xmmm32_imm8 => insertps::<Register, false>,
 
-        Code::Pmovmskb_r32_xmm | Code::Pmovmskb_r64_xmm => signs::<8>,
-        Code::Movmskps_r32_xmm | Code::Movmskps_r64_xmm => signs::<32>,
-        Code::Movmskpd_r32_xmm | Code::Movmskpd_r64_xmm => signs::<64>,
-
         Code::Pblendvb_xmm_xmmm128 => if from_memory { blend::<u128, 8> } else { blend::<Register, 8> },
         Code::Blendvps_xmm_xmmm128 => if from_memory { blend::<u128, 32> } else { blend::<Register, 32> },
         Code::Blendvpd_xmm_xmmm128 => if from_memory { blend::<u128, 64> } else { blend::<Register, 64> },
+        _ => return signs_lookup(i),
+    })
+}
+
+/// Of those, the ones that gather sign bits.
+pub fn signs_lookup(i: &Instruction) -> Option<Exec> {
+    Some(match i.code() {
+        Code::Pmovmskb_r32_xmm | Code::Pmovmskb_r64_xmm => signs::<8>,
+        Code::Movmskps_r32_xmm | Code::Movmskps_r64_xmm => signs::<32>,
+        Code::Movmskpd_r32_xmm | Code::Movmskpd_r64_xmm => signs::<64>,
         _ => return None,
     })
 }

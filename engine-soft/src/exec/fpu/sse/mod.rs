@@ -32,6 +32,34 @@ pub fn lookup(i: &Instruction) -> Option<Exec> {
         .or_else(|| lanes::lookup(i))
 }
 
+/// What an instruction on XMM registers depends on, of those that a translator may leave to the host: all that this family
+/// has, but string comparisons, variable blends, and moves of single lanes to and from general registers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Concern {
+    /// On its operands alone.
+    Bits,
+    /// On MXCSR too, where it leaves exception flags.
+    Floats,
+}
+
+/// The concern of an instruction.
+#[must_use]
+pub fn concern(i: &Instruction) -> Option<Concern> {
+    let bits = moves::lookup(i)
+        .or_else(|| packed::lookup(i))
+        .or_else(|| immediate::shuffles(i))
+        .or_else(|| immediate::shifts(i))
+        .or_else(|| lanes::signs_lookup(i));
+    if bits.is_some() {
+        return Some(Concern::Bits);
+    }
+    let floats = float::lookup(i)
+        .or_else(|| immediate::arithmetic(i))
+        .or_else(|| compare::lookup(i))
+        .or_else(|| convert::lookup(i));
+    floats.map(|_| Concern::Floats)
+}
+
 /// Whether an operand is memory.
 pub fn in_memory(i: &Instruction, operand: u32) -> bool {
     i.op_kind(operand) == OpKind::Memory

@@ -1,0 +1,159 @@
+use std::ops::Range;
+
+use engine::event::Event;
+use iced_x86::IcedError;
+use iced_x86::code_asm::*;
+
+use super::Haste;
+use crate::cpu::Cpu;
+use crate::rig::{CODE, DATA, STACK};
+use crate::run::Stop;
+
+/// A vCPU with a program at its instruction pointer.
+fn cpu(program: &[u8], haste: Option<Haste>) -> Cpu {
+    let mut cpu = Cpu::for_test();
+    if let Some(haste) = haste {
+        cpu.shared.blocks.translate(haste);
+    }
+    cpu.poke(CODE, program);
+    cpu.poke(DATA, &[0; 0x2000]);
+    cpu.gpr[3] = DATA;
+    cpu
+}
+
+/// Registers, flags, instructions, memory and events.
+type All = (Vec<u64>, u64, u64, Vec<u8>, Vec<Event>);
+
+fn all(cpu: &mut Cpu) -> All {
+    let mut memory = vec![0; 0x2000];
+    cpu.peek_at(DATA, &mut memory);
+    (cpu.gpr[..18].to_vec(), cpu.flags.get(), cpu.shared.retired, memory, std::mem::take(&mut cpu.shared.log))
+}
+
+/// Runs a program in turns of uneven length, interpreted and translated, and compares after each.
+fn the_same(program: &[u8], turns: usize, watched: Option<Range<u64>>) {
+    let hastes = [Haste::Warm, Haste::AtOnce, Haste::Stressed(1), Haste::Stressed(2), Haste::Stressed(3)];
+    for haste in hastes {
+        let (mut a, mut b) = (cpu(program, None), cpu(program, Some(haste)));
+        for cpu in [&mut a, &mut b] {
+            cpu.shared.watch.ranges.extend(watched.clone());
+            let on = cpu.shared.watch.is_on();
+            cpu.shared.blocks.set_watching(on);
+        }
+        for turn in 0..turns {
+            let budget = 1 + (turn as u64 * 37) % 211;
+            assert_eq!(a.run(budget), b.run(budget), "{haste:?}, turn {turn}");
+            assert_eq!(all(&mut a), all(&mut b), "{haste:?}, turn {turn}");
+        }
+    }
+}
+
+fn assembled(emit: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> Vec<u8> {
+    let mut asm = CodeAssembler::new(64).expect("64 bits");
+    emit(&mut asm).expect("instructions");
+    asm.assemble(CODE).expect("code")
+}
+
+/// A bit of everything: calls, memory, flags that live long, high bytes, strings, SSE, atomics.
+fn program() -> Vec<u8> {
+    assembled(|a| {
+        let (mut top, mut function, mut skip) = (a.create_label(), a.create_label(), a.create_label());
+        a.set_label(&mut top)?;
+        a.inc(rax)?;
+        a.imul_3(rcx, rax, 0x1234_5671)?;
+        a.rol(rcx, 13)?;
+        a.mov(rbx + 8, rcx)?;
+        a.mov(ah, cl)?;
+        a.add(qword_ptr(rbx + rax * 1_i32), rcx)?;
+        a.call(function)?;
+        a.lock().xadd(qword_ptr(rbx + 0x100), rdx)?;
+        a.test(al, 3)?;
+        a.jne(skip)?;
+        a.lea(rdi, rbx + 0x300)?;
+        a.mov(r9d, 40)?;
+        a.mov(rcx, r9)?;
+        a.rep().stosb()?;
+        a.sfence()?;
+        a.set_label(&mut skip)?;
+        a.movd(xmm3, eax)?;
+        a.paddd(xmm2, xmm3)?;
+        a.cvtsi2sd(xmm4, rax)?;
+        a.sqrtsd(xmm4, xmm4)?;
+        a.movupd(xmmword_ptr(rbx + 0x401), xmm4)?;
+        a.movdqa(xmmword_ptr(rbx + 0x420), xmm2)?;
+        a.and(eax, 0x7F)?;
+        a.jmp(top)?;
+        a.set_label(&mut function)?;
+        a.push(rax)?;
+        a.shr(ecx, 3)?;
+        a.setb(dl)?;
+        a.adc(r10, rcx)?;
+        a.xor(edx, edx)?;
+        a.mov(eax, r10d)?;
+        a.mov(r15d, 77)?;
+        a.div(r15d)?;
+        a.xchg(qword_ptr(rbx + 0x200), rdx)?;
+        a.mov(r11, rdx)?;
+        a.bsf(r8, r11)?;
+        a.cmovne(r8, r10)?;
+        a.pop(rax)?;
+        a.ret()
+    })
+}
+
+#[test]
+fn programs_run_the_same_to_the_instruction() {
+    the_same(&program(), 200, None);
+}
+
+#[test]
+fn events_are_the_same() {
+    the_same(&program(), 100, Some(DATA..DATA + 0x1000));
+}
+
+#[test]
+fn warm_code_is_translated_and_linked() {
+    let mut cpu = cpu(&program(), Some(Haste::Warm));
+    assert_eq!(cpu.run(10_000), Stop::Budget);
+    let translator = cpu.shared.blocks.translator.as_ref().expect("asked for");
+    assert!(translator.translations.len() >= 4, "{}", translator.translations.len());
+}
+
+/// A loop that patches an instruction of its own in the next block, and one in its own.
+#[test]
+fn code_that_changes_itself_is_seen_at_once() {
+    let code = assembled(|a| {
+        let (mut top, mut patched) = (a.create_label(), a.create_label());
+        a.set_label(&mut top)?;
+        a.inc(rax)?;
+        a.lea(rsi, qword_ptr(patched))?;
+        a.mov(byte_ptr(rsi + 1), al)?;
+        a.mov(ecx, ecx)?;
+        a.jmp(patched)?;
+        a.set_label(&mut patched)?;
+        a.mov(dl, 0x11)?;
+        a.add(r12, rdx)?;
+        a.jmp(top)
+    });
+    the_same(&code, 60, None);
+}
+
+/// The stack walks off its page while the loop runs: every push and call is across pages now and then.
+#[test]
+fn accesses_across_pages_are_the_same() {
+    let code = assembled(|a| {
+        let mut top = a.create_label();
+        a.mov(rsp, DATA + 0x1005)?;
+        a.set_label(&mut top)?;
+        a.push(rax)?;
+        a.add(rax, 0x777)?;
+        a.mov(rcx, qword_ptr(rsp + 2))?;
+        a.xor(qword_ptr(rsp), rcx)?;
+        a.pop(rdx)?;
+        a.movdqu(xmm1, xmmword_ptr(rsp - 7))?;
+        a.movdqu(xmmword_ptr(rsp - 9), xmm1)?;
+        a.jmp(top)
+    });
+    the_same(&code, 40, None);
+    assert_eq!(STACK & 7, 0);
+}
