@@ -1,6 +1,7 @@
 //! The memory-event source as the machine sees it: what to watch goes in, the log comes out.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use engine::event::{Event, MemoryEvents};
@@ -14,6 +15,8 @@ pub(crate) struct Events {
     wanted: Mutex<Option<Watch>>,
     /// What has been logged and not yet drained.
     log: Mutex<Vec<Event>>,
+    /// Whether to stop at new places.
+    places: AtomicBool,
 }
 
 impl Events {
@@ -22,7 +25,7 @@ impl Events {
         let Some(watch) = self.wanted.lock().unwrap_or_else(PoisonError::into_inner).take() else {
             return false;
         };
-        shared.watch = watch;
+        shared.begin_watching(watch);
         true
     }
 
@@ -42,7 +45,13 @@ impl Events {
 impl MemoryEvents for Events {
     fn watch(&self, ranges: &[Range<u64>], loads: bool) {
         let ranges = ranges.iter().filter(|range| range.start < range.end).cloned().collect();
-        *self.wanted.lock().unwrap_or_else(PoisonError::into_inner) = Some(Watch { ranges, loads });
+        let places = self.places.load(Ordering::Relaxed);
+        *self.wanted.lock().unwrap_or_else(PoisonError::into_inner) = Some(Watch { ranges, loads, places });
+    }
+
+    fn stop_at_places(&self, on: bool) -> bool {
+        self.places.store(on, Ordering::Relaxed);
+        true
     }
 
     fn drain(&self, sink: &mut dyn FnMut(&Event)) {

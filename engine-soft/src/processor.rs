@@ -127,6 +127,9 @@ impl Bench {
         if paused {
             self.turns.end_turn();
         }
+        if std::mem::take(&mut self.turns.shared().at_new_place) && !matches!(stop, Stop::Exit(_)) {
+            return Some(ExitKind::EventsFull);
+        }
         match stop {
             Stop::Budget | Stop::Attention => None,
             Stop::Exit(kind) => self.exit(kind),

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use engine::VcpuId;
-use engine::event::{Event, EventKind, StoreKind};
+use engine::event::{Event, EventKind, FenceKind, StoreKind};
 
 use crate::block::Blocks;
 use crate::clock::Clock;
@@ -19,6 +19,12 @@ pub struct Shared {
     pub watch: Watch,
     /// The log.
     pub log: Vec<Event>,
+    /// vCPUs that have flushed or posted something since their last fence, a bit each.
+    unfenced: u8,
+    /// Where each vCPU was at its last event.
+    places: [Option<Place>; 8],
+    /// Events have come from a new place, and the machine wants to know.
+    pub at_new_place: bool,
     /// Decoded code.
     pub blocks: Blocks,
     /// Guest time.
@@ -38,7 +44,20 @@ pub struct Watch {
     pub ranges: Vec<Range<u64>>,
     /// Loads too.
     pub loads: bool,
+    /// Stop after events from a new place.
+    pub places: bool,
 }
+
+/// Where events come from: what a call chain depends on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Place {
+    rip: u64,
+    stack: u64,
+    instruction: u64,
+}
+
+/// Instructions after which a place counts as another: its caller may have been left and entered anew.
+const SAME_PLACE: u64 = 64;
 
 impl Watch {
     /// The page at this guest-physical address is watched.
@@ -62,6 +81,8 @@ pub struct Actor {
     pub vcpu: VcpuId,
     /// Its instruction.
     pub rip: u64,
+    /// Its stack pointer.
+    pub stack: u64,
     /// Instructions retired before it.
     pub instruction: u64,
 }
@@ -101,10 +122,53 @@ impl Shared {
                 .is_none_or(|event| (event.instruction, event.vcpu) != (actor.instruction, actor.vcpu))
     }
 
-    /// Logs.
+    /// Events of this instruction come from a new place, after which the run is to stop.
+    #[must_use]
+    pub fn is_new_place(&self, actor: Actor) -> bool {
+        self.watch.places
+            && self.places.get(usize::from(actor.vcpu)).copied().flatten().is_none_or(|last| {
+                (last.rip, last.stack) != (actor.rip, actor.stack)
+                    || actor.instruction - last.instruction > SAME_PLACE
+            })
+    }
+
+    /// The instruction now runs alone, and the run will stop after it if its place is new.
+    pub fn reach(&mut self, actor: Actor) {
+        self.at_new_place |= self.is_new_place(actor);
+        if let Some(last) = self.places.get_mut(usize::from(actor.vcpu)) {
+            *last = Some(Place { rip: actor.rip, stack: actor.stack, instruction: actor.instruction });
+        }
+    }
+
+    /// Forgets what was known of what was watched until now.
+    pub fn begin_watching(&mut self, watch: Watch) {
+        self.watch = watch;
+        self.places = [None; 8];
+        self.at_new_place = false;
+        // What was flushed before may be waiting for its fence.
+        self.unfenced = 0xFF;
+    }
+
+    /// Logs; a fence only if it is one for its own sake or has something to order.
     pub fn record(&mut self, actor: Actor, kind: EventKind) {
-        let Actor { vcpu, rip, instruction } = actor;
-        self.log.push(Event { vcpu, rip, instruction, kind });
+        let Actor { vcpu, rip, instruction, .. } = actor;
+        let own = 1u8.checked_shl(vcpu.into()).unwrap_or(0xFF);
+        match kind {
+            EventKind::Flush { .. } | EventKind::Store { kind: StoreKind::NonTemporal, .. } => {
+                self.unfenced |= own;
+            }
+            EventKind::Fence { kind: FenceKind::Locked } if self.unfenced & own == 0 => return,
+            EventKind::Fence { kind: FenceKind::LockedFailed | FenceKind::Serialising } => {
+                // Whether these are fences is for the medium to say: they close nothing.
+                if self.unfenced & own == 0 {
+                    return;
+                }
+            }
+            EventKind::Fence { .. } => self.unfenced &= !own,
+            EventKind::Store { .. } | EventKind::Load { .. } => {}
+        }
+        let time = self.clock.now(instruction);
+        self.log.push(Event { vcpu, rip, instruction, time, kind });
     }
 
     /// Logs a store of at most 64 bytes.

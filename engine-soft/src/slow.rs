@@ -11,6 +11,9 @@ use crate::mmu::{Access, canonical};
 use crate::shared::Actor;
 use crate::trap::{Cause, Step, Trap, vector};
 
+/// RSP in [`Cpu::gpr`].
+const RSP: usize = 4;
+
 impl Cpu {
     #[cold]
     #[inline(never)]
@@ -130,10 +133,7 @@ impl Cpu {
         if self.shared.ram.read(gpa, bytes) {
             if self.shared.watch.is_on() && self.shared.watch.loads && self.shared.watch.covers(gpa) {
                 let actor = self.actor();
-                if self.shared.log_is_full(actor) {
-                    self.cause = Cause::Exit(ExitKind::EventsFull);
-                    return Err(Trap);
-                }
+                self.open_log(actor)?;
                 for (n, chunk) in bytes.chunks(64).enumerate() {
                     let addr = gpa + 64 * n as u64;
                     self.shared.record(actor, EventKind::Load { addr, len: chunk.len() as u8 });
@@ -164,10 +164,24 @@ impl Cpu {
         if self.shared.ram.host(gpa).is_none() || self.progress.is_running(gpa, len) {
             self.alone()?;
         }
-        if self.shared.watch.is_on() && self.shared.watch.covers(gpa) && self.shared.log_is_full(self.actor())
-        {
+        if self.shared.watch.is_on() && self.shared.watch.covers(gpa) {
+            self.open_log(self.actor())?;
+        }
+        Ok(())
+    }
+
+    /// An instruction is about to be logged: the log has room, and where it comes from a new place, it is alone.
+    fn open_log(&mut self, actor: Actor) -> Step {
+        if self.shared.log_is_full(actor) {
             self.cause = Cause::Exit(ExitKind::EventsFull);
             return Err(Trap);
+        }
+        if self.shared.watch.places {
+            if self.shared.is_new_place(actor) {
+                self.alone()?;
+                self.attention = true;
+            }
+            self.shared.reach(actor);
         }
         Ok(())
     }
@@ -207,7 +221,7 @@ impl Cpu {
     #[must_use]
     pub fn actor(&self) -> Actor {
         let (rip, instruction) = self.place();
-        Actor { vcpu: self.id, rip, instruction }
+        Actor { vcpu: self.id, rip, stack: self.gpr[RSP], instruction }
     }
 
     /// Logs a fence, while anything is watched.
@@ -216,6 +230,15 @@ impl Cpu {
         if self.shared.watch.is_on() {
             self.log_fence(kind);
         }
+    }
+
+    /// As [`Cpu::fence`], for an instruction that is nothing else: where it comes from is of interest, too.
+    pub fn fence_alone(&mut self, kind: FenceKind) -> Step {
+        if self.shared.watch.is_on() {
+            self.open_log(self.actor())?;
+            self.log_fence(kind);
+        }
+        Ok(())
     }
 
     #[cold]
@@ -231,10 +254,7 @@ impl Cpu {
         let gpa = self.translate(va, Access::Read)?;
         if self.shared.watch.is_on() && self.shared.watch.covers(gpa) {
             let actor = self.actor();
-            if self.shared.log_is_full(actor) {
-                self.cause = Cause::Exit(ExitKind::EventsFull);
-                return Err(Trap);
-            }
+            self.open_log(actor)?;
             self.shared.record(actor, EventKind::Flush { line: gpa & !63, kind });
         }
         Ok(())

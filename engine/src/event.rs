@@ -12,7 +12,7 @@ pub enum StoreKind {
     Cached,
     /// MOVNTx: write-combining, posted until a fence of the same vCPU.
     NonTemporal,
-    /// LOCK-prefixed, XCHG with memory, or the page walker's A/D update.
+    /// LOCK-prefixed, or XCHG with memory. The page walker's update of an entry is a cached store.
     Locked,
 }
 
@@ -74,7 +74,8 @@ pub enum EventKind {
         /// Which instruction.
         kind: FlushKind,
     },
-    /// A fence; reported whatever it orders.
+    /// A fence: SFENCE, MFENCE, WBINVD and INVD always; the others only if this vCPU has flushed or posted something
+    /// that no fence has followed yet, as nearly every instruction of that kind has nothing to order.
     Fence {
         /// Which instruction.
         kind: FenceKind,
@@ -90,6 +91,8 @@ pub struct Event {
     pub rip: u64,
     /// Instructions retired by all vCPUs before this one; events of one instruction share it and keep their order.
     pub instruction: u64,
+    /// Guest time in nanoseconds.
+    pub time: u64,
     /// What.
     pub kind: EventKind,
 }
@@ -99,6 +102,14 @@ pub trait MemoryEvents {
     /// Replaces the watched guest-physical ranges; an empty slice ends watching. Ranges are 4 KiB aligned. Takes effect
     /// at the next [`crate::Processor::run`].
     fn watch(&self, ranges: &[Range<u64>], loads: bool);
+
+    /// Asks for [`crate::ExitKind::EventsFull`] right after an instruction whose events come from another place than the
+    /// last events of its vCPU: another instruction or stack pointer, or more than 64 instructions later. There the call
+    /// chain can be taken from the vCPU's state. Takes effect with the next [`MemoryEvents::watch`]; gives `false` where
+    /// the engine cannot.
+    fn stop_at_places(&self, _on: bool) -> bool {
+        false
+    }
 
     /// Takes all events so far, oldest first.
     fn drain(&self, sink: &mut dyn FnMut(&Event));

@@ -22,6 +22,9 @@ const FOLDERS: [&str; 13] = [
 /// Applets that the kernel and scripts look for in /sbin.
 const IN_SBIN: [&str; 3] = ["modprobe", "insmod", "init"];
 
+/// Programs that the agent also is.
+const PROGRAMS: [&str; 2] = ["nvsim-mark", "nvsim-store"];
+
 /// The most NV-DIMM file systems that init mounts.
 const MOUNT_POINTS: usize = 8;
 
@@ -45,6 +48,9 @@ pub(crate) fn tree(agent: &[u8], hostname: &str) -> Tree {
     tree.file("etc/profile", 0o644, "export PATH=/usr/sbin:/usr/bin\nexport PS1='\\u@\\h:\\w\\$ '\n");
     tree.link("etc/mtab", "/proc/self/mounts");
     tree.file("init", 0o755, agent);
+    for program in PROGRAMS {
+        tree.link(&format!("usr/bin/{program}"), "/init");
+    }
     // Init starts with the console open, before it has mounted /dev.
     tree.insert("dev/console", Node::Device(5, 1));
     tree.insert("dev/null", Node::Device(1, 3));

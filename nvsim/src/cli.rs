@@ -57,6 +57,10 @@ pub enum Command {
     Dimm(DimmArgs),
     /// Keep a running machine in a file, and go on from it as often as wanted.
     Snapshot(SnapshotArgs),
+    /// Cut the power in a recorded run: make the DIMM files that it would have left.
+    Cut(CutArgs),
+    /// Look at a trace.
+    Trace(TraceArgs),
     /// Say what this host can do.
     Doctor(DoctorArgs),
 }
@@ -70,12 +74,20 @@ pub enum Command {
   set=NAME         DIMMs of one interleave set       hints=on|off                   flush-hint pages
   label-size=128K  0 for none                        serial=0x12345678
 
+--cut takes a moment; the N-th of a kind is counted from the start, or after a mark (after:MARK,store:3):
+  store:N  flush:N  fence:N  hint:N  label:N   the N-th store, flush of a line, fence, flush hint, write of labels
+  event:N  random:SEED[/N]                     the N-th of all these, or one of the first N (10000)
+  insn:N   time:1.5s                           so many instructions, or so much guest time
+  mark:NAME                                    what `nvsim-mark NAME` sets in the guest (docs/marks.md)
+
 Exit status: 0 after a power-off, or the command's with --exec and --script (128 + signal if it was killed);
-  120 guest panic, 121 triple fault, 122 the engine could not go on, 123 stopped, 124 --timeout, 125 nvsim failed.
+  118 the power was cut, 119 the cut never came, 120 guest panic, 121 triple fault, 122 the engine could not go on, 123 stopped, 124 --timeout, 125 nvsim failed.
 
 Examples:
   nvsim run --image dax --nvdimm a.nvd,size=1G,domain=eadr --nvdimm b.nvd,size=1G,fs=xfs
   nvsim run --image dax --exec 'mount | grep dax' --json
+  nvsim run --nvdimm d.nvd,size=64M --exec 'cp /etc/passwd /mnt/pmem0; nvsim-mark done; sync' --cut mark:done
+  nvsim run --nvdimm d.nvd --record run.nvt --window begin..end --script workload.sh
   nvsim run --kernel bzImage --initrd my.cpio --append 'console=ttyS0 root=/dev/vda' --disk root.img
 
 At a shell, Ctrl-] stops the machine at once, as pulling the plug would.")]
@@ -134,6 +146,22 @@ pub struct RunArgs {
     /// What to do with the DIMMs in the guest.
     #[arg(long, value_enum, default_value_t = Mount::Auto)]
     pub mount: Mount,
+    /// Record all that is done to the NV-DIMMs into this trace, for `nvsim trace` and `nvsim cut`.
+    #[arg(long, value_name = "FILE")]
+    pub record: Option<PathBuf>,
+    /// Record, or look for the cut, only in this part of the run: BEGIN..END, two marks, or insn:N..insn:N, or
+    /// time:1s..time:2s. What the DIMMs hold at its begin counts as durable.
+    #[arg(long, value_name = "FROM..TO")]
+    pub window: Option<vmm::recording::Window>,
+    /// Record loads, too.
+    #[arg(long, requires = "record")]
+    pub loads: bool,
+    /// Cut the power at this moment.
+    #[arg(long, value_name = "WHEN")]
+    pub cut: Option<trace::When>,
+    /// What becomes of the stores in doubt: none, all, random:SEED, or a file that picks line by line.
+    #[arg(long, value_name = "WHICH", default_value = "none", requires = "cut")]
+    pub survivors: String,
     /// Print a summary of the run as JSON on standard error (or to --summary).
     #[arg(long)]
     pub json: bool,
@@ -363,6 +391,95 @@ pub enum DimmCommand {
         #[arg(long)]
         json: bool,
     },
+}
+
+/// Makes the DIMM files that a power cut at a moment of a recorded run would have left. Nothing is run.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  nvsim cut run.nvt --at mark:done -o cut.nvd                     only what is sure survives
+  nvsim cut run.nvt --at after:begin,fence:7 --survivors all -o cut.nvd
+  nvsim cut run.nvt --at random:5 --survivors random:5 -o a.nvd -o b.nvd     a trace with two DIMMs
+  nvsim run --nvdimm cut.nvd --exec 'ls /mnt/pmem0'               boots what is left
+
+A survivors file picks how many of a line's stores in doubt survive, the others lose theirs:
+  {\"0x100000040\": {\"kept\": 2, \"torn\": [0, 3]}, \"0x100000080\": {\"chunks\": [0, 1, 0, 0, 0, 0, 0, 0]}}
+
+Exit status: 119 if the moment is not in the trace, 125 for other failures.")]
+pub struct CutArgs {
+    /// The trace.
+    pub trace: PathBuf,
+    /// The moment, as for `nvsim run --cut`.
+    #[arg(long, value_name = "WHEN")]
+    pub at: trace::When,
+    /// What becomes of the stores in doubt: none, all, random:SEED, or a file that picks line by line.
+    #[arg(long, value_name = "WHICH", default_value = "none")]
+    pub survivors: String,
+    /// The DIMM file to make. [once for each DIMM of the trace]
+    #[arg(short, long, value_name = "FILE", required = true)]
+    pub output: Vec<PathBuf>,
+    /// As JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Traces.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  nvsim trace stats run.nvt
+  nvsim trace show run.nvt --from mark:begin --to mark:end
+  nvsim trace grep run.nvt --kind store,clwb --address 0x100200000..0x100201000
+  nvsim trace grep run.nvt --json --kind hint | jq .instruction")]
+pub struct TraceArgs {
+    #[command(subcommand)]
+    pub command: TraceCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum TraceCommand {
+    /// Show the events, one a line.
+    Show(ShowArgs),
+    /// Show the events that match.
+    Grep {
+        #[command(flatten)]
+        show: ShowArgs,
+        /// Kinds, as `show` prints them: store, ntstore, clwb, sfence, hint, mark, ...
+        #[arg(long, value_name = "KIND", value_delimiter = ',')]
+        kind: Vec<String>,
+        /// Guest-physical addresses: 0x100000000..0x100001000, or one.
+        #[arg(long, value_name = "RANGE", value_parser = crate::trace_view::addresses)]
+        address: Option<std::ops::Range<u64>>,
+        /// Virtual CPU.
+        #[arg(long, value_name = "N")]
+        vcpu: Option<u8>,
+        /// Text anywhere in the line.
+        #[arg(long, value_name = "TEXT")]
+        text: Option<String>,
+    },
+    /// Count the events by kind, and say who recorded what.
+    Stats {
+        /// The trace.
+        trace: PathBuf,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct ShowArgs {
+    /// The trace.
+    pub trace: PathBuf,
+    /// Begin after this moment.
+    #[arg(long, value_name = "WHEN")]
+    pub from: Option<trace::When>,
+    /// End with this moment.
+    #[arg(long, value_name = "WHEN")]
+    pub to: Option<trace::When>,
+    /// An object a line, as JSON.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Says what this host can do, and what to do about the rest.

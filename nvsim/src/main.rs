@@ -1,12 +1,15 @@
 //! The `nvsim` command: boots Linux guests on emulated NV-DIMMs and lays the DIMMs out offline.
 
 mod cli;
+mod cut;
 mod dimm;
 mod doctor;
 mod image;
 mod run;
 mod snapshot;
+mod survivors;
 mod table;
+mod trace_view;
 
 use std::process::ExitCode;
 
@@ -32,9 +35,15 @@ fn main() -> ExitCode {
         Command::Snapshot(args) => snapshot::snapshot(args),
         Command::Image(args) => image::image(args).map(|()| ExitCode::SUCCESS),
         Command::Dimm(args) => dimm::dimm(args).map(|()| ExitCode::SUCCESS),
+        Command::Cut(args) => cut::cut(&args).map(|()| ExitCode::SUCCESS),
+        Command::Trace(args) => trace_view::trace(&args).map(|()| ExitCode::SUCCESS),
         Command::Doctor(args) => doctor::doctor(&args),
     };
     result.unwrap_or_else(|error| {
+        if error.downcast_ref().is_some_and(|error| matches!(error, vmm::Error::NeverCame { .. })) {
+            anstream::eprintln!("{style}nvsim:{style:#} {}", chain(&error), style = cli::ERROR);
+            return ExitCode::from(run::NEVER_CAME);
+        }
         let style = cli::ERROR;
         anstream::eprintln!("{style}error:{style:#} {}", chain(&error));
         ExitCode::from(OWN_FAILURE)

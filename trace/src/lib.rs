@@ -36,6 +36,7 @@ pub fn frame(frame: u64) -> (u64, bool) {
 pub use error::{Error, Result};
 pub use event::{Area, Event, Kind};
 pub use header::{DimmHeader, End, Header, ZoneHeader};
+pub use nvdimm_model::medium;
 pub use read::Reader;
 pub use when::{Cutter, Due, Moment, Verdict, When};
 pub use write::Writer;

@@ -155,6 +155,12 @@ impl Board {
         &mut self.nvdimms
     }
 
+    /// The guest's memory.
+    #[must_use]
+    pub fn memory(&self) -> &GuestMemory {
+        &self.memory
+    }
+
     /// The device behind an I/O port and the offset in it.
     fn at_port(&mut self, port: u16) -> Option<(&mut dyn Registers, u64)> {
         let (device, first): (&mut dyn Registers, u16) = match port {

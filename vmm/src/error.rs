@@ -142,6 +142,21 @@ pub enum Error {
     /// The NV-DIMMs cannot be used.
     #[error(transparent)]
     Nvdimm(#[from] crate::nvdimm::Error),
+    /// A recording cannot be made as asked.
+    #[error("Cannot record: {0}")]
+    Record(String),
+    /// The trace cannot be written or read.
+    #[error(transparent)]
+    Trace(#[from] trace::Error),
+    /// What the DIMMs held cannot be kept beside them.
+    #[error("A copy of what the NV-DIMMs held cannot be kept; free some space beside their files")]
+    Floor(#[source] std::io::Error),
+    /// The moment of a power cut is not in the run.
+    #[error("The power was not cut: {when} never came")]
+    NeverCame {
+        /// The moment.
+        when: String,
+    },
     /// The engine failed.
     #[error(transparent)]
     Engine(#[from] engine::Error),

@@ -84,6 +84,8 @@ pub mod port {
     pub const PM_TIMER: u16 = 0x608;
     /// Doorbell: exit code at 0, mark at 4.
     pub const DOORBELL: u16 = 0x700;
+    /// A mark whose name is in the guest's memory: its length is written, its address is in RSI.
+    pub const NAMED_MARK: u16 = 0x708;
     /// Doorbell of the NV-DIMMs' mailbox.
     pub const DSM_DOORBELL: u16 = 0x710;
 }

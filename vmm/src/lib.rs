@@ -15,6 +15,7 @@ mod machine;
 pub mod memory;
 pub mod nvdimm;
 mod outcome;
+pub mod recording;
 mod remote;
 mod rest;
 mod session;

@@ -16,6 +16,7 @@ use crate::devices::{SerialBackend, Snapshot as _};
 use crate::layout::{ACPI_TABLES, MemoryPlan};
 use crate::nvdimm::{Nvdimms, OpenDimms};
 use crate::outcome::{Outcome, Report, Statistics};
+use crate::recording::{RecordSpec, Recorder};
 use crate::remote::Remote;
 use crate::rest::Processors;
 use crate::session::{End, Session};
@@ -88,6 +89,8 @@ pub struct Machine {
     rested: Option<(PartitionSpec, Processors)>,
     /// What RAM was mapped from.
     base: Option<Image>,
+    /// What is recorded of the next run.
+    recorder: Option<Recorder>,
 }
 
 impl Machine {
@@ -123,6 +126,7 @@ impl Machine {
             on: false,
             rested: None,
             base: None,
+            recorder: None,
         })
     }
 
@@ -282,6 +286,21 @@ impl Machine {
         self.board.plug(disk)
     }
 
+    /// Records the next run, and cuts its power if that is asked for.
+    pub fn record(&mut self, spec: RecordSpec) {
+        let plan = self.board.nvdimms().plan();
+        let header = trace::Header {
+            engine: self.engine.name().to_owned(),
+            command_line: self.spec.boot.command_line.clone(),
+            vcpus: self.spec.vcpus,
+            seed: self.spec.seed,
+            dimms: plan.trace_dimms(),
+            zones: plan.trace_zones(),
+            ..trace::Header::default()
+        };
+        self.recorder = Some(Recorder::new(spec, header, self.memory.clone()));
+    }
+
     /// The memory as the guest sees it.
     #[must_use]
     pub fn memory(&self) -> &GuestMemory {
@@ -319,9 +338,11 @@ impl Machine {
             self.board.nvdimms_mut().power_on()?;
             self.on = true;
         }
-        let report = self.run_to_the_end();
+        let mut report = self.run_to_the_end();
         if self.rested.is_none() {
+            let recorded = self.finish_recording(&mut report);
             self.power_off()?;
+            recorded?;
         }
         report
     }
@@ -330,6 +351,23 @@ impl Machine {
     fn power_off(&mut self) -> Result<()> {
         if std::mem::take(&mut self.on) {
             self.board.nvdimms_mut().power_off()?;
+        }
+        Ok(())
+    }
+
+    /// Ends the recording. If it cut the power, the DIMMs are switched off by now.
+    fn finish_recording(&mut self, report: &mut Result<Report>) -> Result<()> {
+        let Some(mut recorder) = self.recorder.take() else { return Ok(()) };
+        let (outcome, end) = match &*report {
+            Ok(Report { outcome, statistics, .. }) => {
+                (format!("{outcome:?}"), (statistics.instructions.unwrap_or(0), statistics.guest_time))
+            }
+            Err(error) => (error.to_string(), (0, 0)),
+        };
+        let finished = recorder.finish(self.board.nvdimms_mut(), &outcome, end)?;
+        self.on &= finished.cut.is_none();
+        if let Ok(report) = report {
+            report.recording = Some(finished);
         }
         Ok(())
     }
@@ -355,12 +393,17 @@ impl Machine {
                     self.statistics.resets += 1;
                     self.statistics.marks.clear();
                     tracing::info!(resets = self.statistics.resets, "the guest reset the machine");
+                    if let Some(recorder) = &mut self.recorder {
+                        let Statistics { instructions, guest_time, .. } = self.statistics;
+                        recorder.reset((instructions.unwrap_or(0), guest_time))?;
+                    }
                     memory::fill_ram(&self.plan, &self.memory, None)?;
                     self.base = None;
                 }
             }
         };
-        Ok(Report { outcome, statistics: self.statistics.clone(), console: self.transcript.lines() })
+        let (statistics, console) = (self.statistics.clone(), self.transcript.lines());
+        Ok(Report { outcome, statistics, console, recording: None })
     }
 
     /// Loads all that the guest finds when power comes on.
@@ -394,8 +437,15 @@ impl Machine {
         // The limit is for the run, the engine counts from power-up.
         let so_far = self.statistics.instructions.unwrap_or(0);
         let earlier = so_far.saturating_sub(start.so_far().instructions.unwrap_or(0));
-        built.partition.stop_at(self.spec.stop_at.map(|limit| limit.saturating_sub(earlier)));
-        let session = Session::new(&mut self.board, built.partition, &self.remote, self.spec.interactive);
+        let limit = self.spec.stop_at.map(|limit| limit.saturating_sub(earlier));
+        built.partition.stop_at(limit);
+        let mut recorder = self.recorder.as_mut();
+        if let Some(recorder) = &mut recorder {
+            let time = self.statistics.guest_time.saturating_sub(start.so_far().guest_time);
+            recorder.attach(&*built.partition, self.board.nvdimms_mut(), (earlier, time), limit)?;
+        }
+        let interactive = self.spec.interactive;
+        let session = Session::new(&mut self.board, built.partition, &self.remote, interactive, recorder);
         let (end, processors) = session.run(built.seats, start, &mut self.statistics)?;
         self.rested = processors.map(|processors| (spec.clone(), processors));
         Ok(end)

@@ -319,8 +319,8 @@ fn marks_keep_their_place_and_cannot_fill_the_host() {
     script.push(ring(0));
     let report = bench(false, vec![vec![script]]).machine.run().unwrap();
     assert_eq!(report.statistics.marks.len(), Statistics::MARKS);
-    let first = report.statistics.marks[0];
-    assert_eq!((first.value, first.guest_time, first.instructions), (0, 0, Some(1000)));
+    let first = &report.statistics.marks[0];
+    assert_eq!((&*first.name, first.guest_time, first.instructions), ("0", 0, Some(1000)));
 }
 
 /// Opens the console for reading, with its interrupt as vector 0x31.

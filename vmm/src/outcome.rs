@@ -22,6 +22,8 @@ pub enum Outcome {
     Timeout,
     /// The user stopped it.
     Stopped,
+    /// The power was cut where the user had asked for it.
+    PowerCut,
     /// The instruction that the user named was reached. The machine can go on.
     InstructionLimit,
     /// A pause was asked for. The machine can go on.
@@ -44,10 +46,10 @@ impl Outcome {
 }
 
 /// A mark that the guest set.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mark {
-    /// Its number.
-    pub value: u32,
+    /// Its name; a number that the guest wrote to the mark register is named as it is written in decimal.
+    pub name: String,
     /// Guest time since power-on, nanoseconds.
     pub guest_time: u64,
     /// Instructions retired since power-on, where the engine counts them.
@@ -118,4 +120,6 @@ pub struct Report {
     pub statistics: Statistics,
     /// The last lines on the console, oldest first.
     pub console: Vec<String>,
+    /// What was recorded, if anything was to be.
+    pub recording: Option<crate::recording::RecordReport>,
 }

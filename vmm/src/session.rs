@@ -9,11 +9,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant};
 
-use engine::{Entry, ExitKind, Partition, Processor, Seat};
+use engine::{Entry, Exit, ExitKind, Partition, Processor, Seat};
 
 use crate::board::Board;
 use crate::devices::Action;
+use crate::layout::port;
 use crate::outcome::{Mark, Outcome, Statistics};
+use crate::recording::{Recorder, mark_name};
 use crate::remote::{Remote, StopReason};
 use crate::rest::{Processors, Rest};
 use crate::{Error, Result};
@@ -50,6 +52,8 @@ pub struct Session<'a> {
     pub remote: &'a Remote,
     /// Idle time passes as it does for the host, so that a person can type; else it is skipped.
     pub interactive: bool,
+    /// Sees what is done to the NV-DIMMs, and may cut their power. Locked before the board.
+    pub recorder: Option<Mutex<&'a mut Recorder>>,
     marks: Mutex<Vec<Mark>>,
     end: Mutex<Option<Result<End>>>,
     ended: AtomicU8,
@@ -63,12 +67,14 @@ impl<'a> Session<'a> {
         partition: Arc<dyn Partition>,
         remote: &'a Remote,
         interactive: bool,
+        recorder: Option<&'a mut Recorder>,
     ) -> Self {
         Self {
             board: Mutex::new(board),
             partition,
             remote,
             interactive,
+            recorder: recorder.map(Mutex::new),
             marks: Mutex::default(),
             end: Mutex::default(),
             ended: AtomicU8::new(RUNS),
@@ -158,12 +164,55 @@ impl<'a> Session<'a> {
                 self.answer()?;
                 continue;
             }
+            if let Some(mut recorder) = self.recorder() {
+                recorder.limit(&*self.partition);
+            }
             let exit = processor.run(entry)?;
             statistics.count(&exit.kind);
+            if let Some(mut recorder) = self.recorder()
+                && recorder.after_run(exit, &*self.partition, processor, self.board().nvdimms())?
+            {
+                // The exit itself happens no more.
+                self.over(Outcome::PowerCut);
+                continue;
+            }
             if ended == RESTS && exit.kind == ExitKind::Kicked {
                 return Ok(());
             }
+            self.name_mark(exit, processor)?;
             entry = self.handle(exit.kind)?;
+            if let Some(mut recorder) = self.recorder()
+                && recorder.after_answer(exit, &*self.partition, processor, self.board().nvdimms_mut())?
+            {
+                self.over(Outcome::PowerCut);
+            }
+        }
+    }
+
+    fn recorder(&self) -> Option<MutexGuard<'_, &'a mut Recorder>> {
+        self.recorder.as_ref().map(|recorder| recorder.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The guest may have set a mark whose name is in its memory.
+    fn name_mark(&self, exit: Exit, processor: &mut dyn Processor) -> Result<()> {
+        if let ExitKind::IoWrite { port: port::NAMED_MARK, size: 4, value } = exit.kind {
+            let state = processor.save(exit.vcpu)?;
+            let name = mark_name(&state, self.board().memory(), value);
+            match name {
+                Some(name) => self.mark(name, self.partition.now()),
+                None => tracing::warn!(value, "a mark has no name that could be read"),
+            }
+        }
+        Ok(())
+    }
+
+    fn mark(&self, name: String, now: u64) {
+        if let Some(mut recorder) = self.recorder() {
+            recorder.mark(name.clone());
+        }
+        let mut marks = self.marks.lock().unwrap_or_else(PoisonError::into_inner);
+        if marks.len() < Statistics::MARKS {
+            marks.push(Mark { name, guest_time: now, instructions: self.partition.instructions() });
         }
     }
 
@@ -185,12 +234,12 @@ impl<'a> Session<'a> {
             }
             ExitKind::Idle { deadline } => return self.idle(deadline, now),
             ExitKind::Kicked => self.answer()?,
+            // The recorder may only have wanted to look.
+            ExitKind::InstructionLimit
+                if self.recorder().is_some_and(|r| !r.is_at_limit(&*self.partition)) => {}
             ExitKind::InstructionLimit => self.over(Outcome::InstructionLimit),
-            ExitKind::EventsFull => {
-                if let Some(events) = self.partition.memory_events() {
-                    events.drain(&mut |_| {});
-                }
-            }
+            // Whoever watches has taken them.
+            ExitKind::EventsFull => {}
             ExitKind::Shutdown => self.over(Outcome::TripleFault),
             ExitKind::Stuck { rip, bytes } => self.over(Outcome::Stuck { rip, bytes }),
         }
@@ -204,13 +253,7 @@ impl<'a> Session<'a> {
             Action::Reset => self.end(Ok(End::Reset)),
             Action::PowerOff => self.over(Outcome::PowerOff),
             Action::Exit(code) => self.over(Outcome::Exit(code)),
-            Action::Mark(value) => {
-                let mut marks = self.marks.lock().unwrap_or_else(PoisonError::into_inner);
-                if marks.len() < Statistics::MARKS {
-                    let instructions = self.partition.instructions();
-                    marks.push(Mark { value, guest_time: now, instructions });
-                }
-            }
+            Action::Mark(value) => self.mark(value.to_string(), now),
         }
     }
 
@@ -253,11 +296,14 @@ impl<'a> Session<'a> {
 
     /// Tells the engine what the devices wrote, then what they pulsed.
     fn deliver(&self) -> Result<()> {
-        let mut board = self.board();
-        for range in board.take_touched() {
+        let touched = self.board().take_touched();
+        for range in touched {
+            if let Some(mut recorder) = self.recorder() {
+                recorder.device_wrote(&range, &*self.partition)?;
+            }
             self.partition.memory_written(range);
         }
-        for message in board.interrupts() {
+        for message in self.board().interrupts() {
             self.partition.send_msi(message)?;
         }
         Ok(())

@@ -21,7 +21,7 @@ const NOP: u8 = 0x90;
 /// Has the page at an address watched.
 fn watch(cpu: &mut Cpu, page: u64, loads: bool) {
     let ranges = std::iter::once(page..page + 0x1000).collect();
-    cpu.shared.watch = Watch { ranges, loads };
+    cpu.shared.begin_watching(Watch { ranges, loads, places: false });
 }
 
 /// A vCPU that watches the page at [`DATA`].
@@ -179,6 +179,25 @@ fn fences_while_something_is_watched() {
 }
 
 #[test]
+fn fences_by_the_way_are_logged_when_they_order_something() {
+    let lock = [0xF0, 0xFF, 0x43, 0xF8];
+    let fence = |kind| Fence { kind };
+    let kinds = |code: &[&[u8]]| -> Vec<EventKind> {
+        let log = execute(&mut watching(false), &code.concat(), code.len() as u64);
+        log.into_iter().map(|event| event.kind).filter(|kind| matches!(kind, Fence { .. })).collect()
+    };
+    let (clwb, movnti) = ([0x66, 0x0F, 0xAE, 0x73, 0x05], [0x0F, 0xC3, 0x03]);
+    let (store, mov_cr, sfence) = ([0x48, 0x89, 0x03], [0x0F, 0x22, 0xD3], [0x0F, 0xAE, 0xF8]);
+    // Before the watch began, something may have been flushed.
+    assert_eq!(kinds(&[&lock, &lock, &store, &lock]), vec![fence(FenceKind::Locked)]);
+    assert_eq!(kinds(&[&lock, &clwb, &lock, &movnti, &lock]), vec![fence(FenceKind::Locked); 3]);
+    assert_eq!(kinds(&[&sfence, &lock, &sfence]), vec![fence(FenceKind::Sfence); 2]);
+    // What may be no fence closes nothing.
+    let serialising = fence(FenceKind::Serialising);
+    assert_eq!(kinds(&[&lock, &clwb, &mov_cr, &lock, &mov_cr])[1..], [serialising, fence(FenceKind::Locked)]);
+}
+
+#[test]
 fn loads_on_demand() {
     let mut cpu = watching(true);
     let log = execute(&mut cpu, &[0x48, 0x8B, 0x43, 0x10, 0x48, 0x8B, 0x43, 0xF0], 2);
@@ -189,7 +208,7 @@ fn loads_on_demand() {
 }
 
 #[test]
-fn page_walks_are_locked_stores() {
+fn page_walks_are_cached_stores() {
     let mut cpu = Cpu::for_test();
     // The page directory of the bench; the entry of DATA maps 2 MiB there. Neither accessed nor dirty.
     let entry = 0x3000 + (DATA >> 21) * 8;
@@ -204,7 +223,8 @@ fn page_walks_are_locked_stores() {
         vcpu: 0,
         rip,
         instruction: n,
-        kind: store(entry, &(clean | bits).to_le_bytes(), StoreKind::Locked),
+        time: n,
+        kind: store(entry, &(clean | bits).to_le_bytes(), StoreKind::Cached),
     };
     assert_eq!(log, [update(1, CODE + 1, 0x20), update(2, CODE + 3, 0x60)]);
 }

@@ -220,7 +220,7 @@ fn watched_memory_tells_of_stores_and_of_page_walks() {
             ref other => panic!("{other:?}"),
         })
         .collect();
-    let entry = |n: u64, bits: u64| (TABLE + 8 * n, 8, StoreKind::Locked, (P | W | U | bits) as u8);
+    let entry = |n: u64, bits: u64| (TABLE + 8 * n, 8, StoreKind::Cached, (P | W | U | bits) as u8);
     let expected = [
         entry(0, A),
         entry(0, A | D),

@@ -236,7 +236,7 @@ impl Cpu {
     }
 
     fn store_entry(&mut self, gpa: u64, value: u64, width: u64) -> Step {
-        self.store_physical(gpa, &value.to_le_bytes()[..width as usize], StoreKind::Locked)
+        self.store_physical(gpa, &value.to_le_bytes()[..width as usize], StoreKind::Cached)
     }
 
     /// #PF at a linear address.

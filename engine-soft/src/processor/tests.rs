@@ -212,6 +212,45 @@ fn the_log_fills_and_is_drained_without_loss() {
 }
 
 #[test]
+fn a_new_place_stops_right_after_its_instruction() {
+    // A loop that stores at two places, the second five times in a row; both stacks are the same.
+    // mov ecx, 5; mov [rbx], rcx; sfence; 1: mov [rbx+8], rcx; dec ecx; jnz 1b; push 0; mov [rbx], ecx; out 0x10, al
+    let code = [
+        &[0xB9, 5, 0, 0, 0][..],
+        &[0x48, 0x89, 0x0B],
+        &[0x0F, 0xAE, 0xF8],
+        &[0x48, 0x89, 0x4B, 8, 0xFF, 0xC9, 0x75, 0xF8],
+        &[0x89, 0x0B, 0xE6, 0x10],
+    ]
+    .concat();
+    let mut guest = Guest::new(1, &code, TELL);
+    let partition = Arc::clone(&guest.partition);
+    let events = partition.memory_events().unwrap();
+    assert!(events.stop_at_places(true));
+    events.watch(std::slice::from_ref(&(DATA..DATA + 0x1000)), false);
+    let mut seen = Vec::new();
+    loop {
+        let exit = guest.run(Entry::Resume);
+        let mut count = 0;
+        events.drain(&mut |event| {
+            count += 1;
+            seen.push((event.rip - CODE, exit == ExitKind::EventsFull));
+        });
+        if exit != ExitKind::EventsFull {
+            assert_eq!(exit, ExitKind::IoWrite { port: 0x10, size: 1, value: 0 });
+            break;
+        }
+        assert!(count > 0);
+        let (last, _) = seen[seen.len() - 1];
+        let rip = guest.processor.save(0).unwrap().registers.rip - CODE;
+        assert!(rip > last && rip <= last + 4, "{rip} after {last}");
+    }
+    let first = [(5, true), (8, true), (11, true)];
+    let same = [(11, true); 4];
+    assert_eq!(seen, [&first[..], &same, &[(19, true)]].concat());
+}
+
+#[test]
 fn code_that_a_device_writes_is_seen() {
     use vm_memory::{Bytes, GuestAddress};
     let mut guest = Guest::new(1, &[0xE6, 0x10, 0xEB, 0xFC], TELL);

@@ -3,6 +3,7 @@
 mod console;
 mod control;
 mod plan;
+mod record;
 mod stand;
 mod summary;
 mod terminal;
@@ -27,6 +28,7 @@ use stand::Stand;
 use summary::Summary;
 use terminal::{Input, Terminal};
 use verdict::Verdict;
+pub use verdict::code::NEVER_CAME;
 use warm::Warm;
 
 /// What is noted in a snapshot: its agent waits for something to do.
@@ -112,6 +114,9 @@ pub fn run(args: RunArgs, errand: Errand) -> Result<ExitCode> {
     let kernel = machine.kernel().clone();
     let is_warm = warm.as_ref().is_some_and(|warm| warm.start(&mut machine));
     let warm = warm.filter(|_| !is_warm);
+    if let Some(spec) = record::spec(&args, plan.origin)? {
+        machine.record(spec);
+    }
     if let Some(keyboard) = keyboard {
         listen(keyboard, &remote, terminal.is_some())?;
     }

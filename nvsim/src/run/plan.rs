@@ -27,12 +27,28 @@ pub struct Plan {
     pub engine: Box<dyn engine::Engine>,
     /// What the agent is asked to do.
     pub request: Request,
+    /// What it boots.
+    pub origin: Origin,
+}
+
+/// What a guest is booted from.
+#[derive(Debug, Clone, Default)]
+pub struct Origin {
+    /// Name of the image, or path of the own kernel.
+    pub name: String,
+    /// The image's id.
+    pub id: String,
+    /// The kernel's release.
+    pub kernel: String,
 }
 
 impl Plan {
     /// Decides; builds the image when it is missing. With `stay` the agent waits for another request after the job.
     pub fn new(args: &RunArgs, job: Job, interactive: bool, stay: bool) -> Result<Self> {
         let image = image(args)?;
+        let name = args.kernel.as_ref().map_or(args.image.clone(), |kernel| kernel.display().to_string());
+        let id = image.manifest.as_ref().map(|manifest| manifest.id.clone()).unwrap_or_default();
+        let origin = Origin { name, id, kernel: image.release.clone() };
         let mut words = vec![image.cmdline.clone(), HOST_PARAMETER.to_owned()];
         words.extend(args.append.iter().cloned());
         let spec = MachineSpec {
@@ -57,7 +73,7 @@ impl Plan {
             .into_iter()
             .map(|fs| Pmem { fs: if mount { agents(fs) } else { agents(Fs::None) }, mount });
         let request = Request { pmem: pmem.collect(), job, stay };
-        Ok(Self { start: Start::Boot(Box::new(spec), Box::new(image)), dimms, engine, request })
+        Ok(Self { start: Start::Boot(Box::new(spec), Box::new(image)), dimms, engine, request, origin })
     }
 
     /// Of a run that goes on from a snapshot, which has all that it needs but an engine and something to do.
@@ -67,6 +83,7 @@ impl Plan {
             dimms: OpenDimms::open(&[], &Entropy::from_seed(0))?,
             engine: engine(engine_name)?,
             request: Request { pmem: Vec::new(), job, stay: false },
+            origin: Origin::default(),
         })
     }
 }

@@ -23,7 +23,9 @@ impl Stand {
     /// Looks at all processors; at none when the run ended as it should, or was stopped by its user.
     pub fn all(machine: &Machine, report: &Report, kernel: &Kernel) -> Vec<Self> {
         let bad = match report.outcome {
-            Outcome::PowerOff | Outcome::Exit(_) | Outcome::Stopped | Outcome::Paused => false,
+            Outcome::PowerOff | Outcome::PowerCut | Outcome::Exit(_) | Outcome::Stopped | Outcome::Paused => {
+                false
+            }
             Outcome::Panic | Outcome::TripleFault | Outcome::Halted | Outcome::Timeout => true,
             Outcome::InstructionLimit | Outcome::Stuck { .. } => true,
         };

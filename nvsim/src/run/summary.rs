@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde::Serialize;
+use vmm::recording::RecordReport;
 use vmm::{Machine, Mark, Outcome, Report};
 
 use super::control::Told;
@@ -46,6 +47,9 @@ pub struct Summary<'a> {
     /// Where the processors stood, when the run did not end as it should.
     #[serde(skip_serializing_if = "<[Stand]>::is_empty")]
     processors: &'a [Stand],
+    /// What was recorded, and the power cut.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    recording: Option<&'a RecordReport>,
     /// BLAKE3 of guest memory at the end, when asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     memory_hash: Option<String>,
@@ -79,6 +83,7 @@ impl<'a> Summary<'a> {
             exits: &report.statistics.exits,
             marks: &report.statistics.marks,
             processors: &[],
+            recording: report.recording.as_ref(),
             memory_hash: hash.then(|| machine.memory_hash()),
         }
     }

@@ -5,7 +5,9 @@ use vmm::{Outcome, Report};
 use super::control::Told;
 
 /// Exit codes other than the job's own; those that timeout(1) and env(1) have use theirs.
-mod code {
+pub mod code {
+    pub const POWER_CUT: u8 = 118;
+    pub const NEVER_CAME: u8 = 119;
     pub const PANIC: u8 = 120;
     pub const TRIPLE_FAULT: u8 = 121;
     pub const STUCK: u8 = 122;
@@ -51,6 +53,17 @@ impl Verdict {
             );
             return Self { code: code::NO_STATUS, message: Some(what) };
         }
+        let recording = report.recording.as_ref();
+        if let Some(cut) = recording.and_then(|recording| recording.cut.as_ref()) {
+            return Self { code: code::POWER_CUT, message: Some(crate::cut::sentence(cut)) };
+        }
+        if let Some(when) = recording.and_then(|recording| recording.never_came.as_ref()) {
+            let what = format!(
+                "The power was not cut: {when} never came. The run ended otherwise ({:?}), and its NV-DIMMs hold what it left",
+                report.outcome
+            );
+            return Self { code: code::NEVER_CAME, message: Some(what) };
+        }
         match &report.outcome {
             Outcome::PowerOff if told.broken_output => Self {
                 code: code::NO_STATUS,
@@ -77,6 +90,10 @@ impl Verdict {
                 )
             }
             Outcome::Timeout => bad(code::TIMEOUT, "The time given by --timeout is over".to_owned()),
+            // The machine says so only together with what was left.
+            Outcome::PowerCut => {
+                Self { code: code::POWER_CUT, message: Some("The power was cut".to_owned()) }
+            }
             Outcome::Stopped => Self { code: code::STOPPED, message: Some("Stopped".to_owned()) },
             Outcome::InstructionLimit => {
                 Self { code: code::STOPPED, message: Some("The instruction limit is reached".to_owned()) }
@@ -91,7 +108,12 @@ mod tests {
     use super::*;
 
     fn report(outcome: Outcome) -> Report {
-        Report { outcome, statistics: vmm::Statistics::default(), console: vec!["last".to_owned()] }
+        Report {
+            outcome,
+            statistics: vmm::Statistics::default(),
+            console: vec!["last".to_owned()],
+            recording: None,
+        }
     }
 
     fn told(status: Option<u8>) -> Told {

@@ -280,6 +280,13 @@ impl Backing {
             .ok_or_else(|| self.io("reach the data of")(ErrorKind::InvalidInput.into()))
     }
 
+    /// The superblock in force, and its place.
+    pub(super) fn newest_superblock(&self) -> (u64, Vec<u8>) {
+        let at = (self.sequence + 1) % 2 * superblock::SIZE as u64;
+        // It was coded when it was written.
+        (at, superblock::write(self.sequence, &self.record).unwrap_or_default())
+    }
+
     fn write_superblock(&self, slot: u64, sequence: u64, record: &Record) -> Result<()> {
         self.check_writable()?;
         let at = slot % 2 * superblock::SIZE as u64;

@@ -36,6 +36,23 @@ pub fn punch(file: &File, offset: u64, len: u64) -> io::Result<()> {
     fallocate(file, libc::FALLOC_FL_KEEP_SIZE | libc::FALLOC_FL_PUNCH_HOLE, offset, len)
 }
 
+/// The first run of the file at or after an offset that may hold something; a file system that does not know says that
+/// all does.
+pub fn next_data(file: &File, from: u64) -> io::Result<Option<std::ops::Range<u64>>> {
+    let seek = |from: u64, whence| {
+        let from = i64::try_from(from).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+        // SAFETY: the descriptor is open for as long as `file` lives; the call touches no memory of ours. Nobody uses
+        // the position in the file that it changes.
+        let found = unsafe { libc::lseek(file.as_raw_fd(), from, whence) };
+        u64::try_from(found).map_err(|_| io::Error::last_os_error())
+    };
+    match seek(from, libc::SEEK_DATA) {
+        Ok(start) => Ok(Some(start..seek(start, libc::SEEK_HOLE)?)),
+        Err(end) if end.raw_os_error() == Some(libc::ENXIO) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 fn fallocate(file: &File, mode: i32, offset: u64, len: u64) -> io::Result<()> {
     let too_large = |_| io::Error::from(io::ErrorKind::InvalidInput);
     let (offset, len) = (i64::try_from(offset).map_err(too_large)?, i64::try_from(len).map_err(too_large)?);

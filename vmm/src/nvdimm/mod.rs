@@ -10,6 +10,7 @@ mod entropy;
 mod error;
 pub mod hint;
 mod host;
+mod journal;
 mod labels;
 pub(crate) mod lock;
 pub mod mailbox;
@@ -32,6 +33,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 pub use self::entropy::Entropy;
 pub use self::error::{Error, Result};
+pub use self::journal::{Deed, Journal};
 pub use self::labels::{LabelInfo, LabelsInfo, labels, namespace_specs};
 pub use self::lock::Hold;
 pub use self::spec::{DimmSpec, Fs, KEYS, label_version, size};
@@ -63,6 +65,7 @@ pub struct Nvdimms {
     memory: Vec<PersistentRegion>,
     /// Calls that came through the mailbox since power-up.
     calls: u64,
+    journal: Journal,
 }
 
 /// What the DIMMs' bus remembers since power came on. What the DIMMs themselves remember is in their files.
@@ -199,7 +202,8 @@ impl OpenDimms {
             plan.dimms.iter().zip(&backings).map(|(dimm, backing)| (dimm.handle, backing.dimm())).collect();
         let bus = Bus::new(dimms, plan.regions.clone());
         let hints = FlushHints::new(plan.dimms.iter().map(|dimm| dimm.hint.is_some()));
-        Ok(Nvdimms { backings, plan, bus, hints, memory, calls: 0 })
+        let journal = Journal::default();
+        Ok(Nvdimms { backings, plan, bus, hints, memory, calls: 0, journal })
     }
 }
 
@@ -314,7 +318,9 @@ impl Nvdimms {
 
     /// A store to the flush-hint pages, `offset` from [`layout::FLUSH_HINTS`] on. Gives the DIMM that is to flush.
     pub fn write_hint(&mut self, offset: u64, size: u8) -> Option<usize> {
-        self.hints.write(offset, size)
+        let dimm = self.hints.write(offset, size)?;
+        self.journal.note(|| Deed::Hint(dimm));
+        Some(dimm)
     }
 
     /// The doorbell was rung: carries out the call in the mailbox, writes down what it changed, and answers. Gives the
@@ -328,6 +334,7 @@ impl Nvdimms {
         memory.read_slice(&mut copy, page)?;
         let call = Call::read(&copy);
         self.calls += 1;
+        self.journal.note(|| Deed::Call { handle: call.handle.0, function: call.function });
         let mut answer = call.answer(&mut self.bus);
         if let Err(error) = self.write_down() {
             tracing::error!(%error, function = call.function, "an NV-DIMM's file could not be written");
@@ -403,7 +410,7 @@ impl Nvdimms {
     /// Writes what the guest changed into the files. What could not be written is tried again at the next call.
     fn write_down(&mut self) -> Result<()> {
         let mut failed = Ok(());
-        for ((_, dimm), backing) in self.bus.dimms_mut().zip(&mut self.backings) {
+        for (n, ((_, dimm), backing)) in self.bus.dimms_mut().zip(&mut self.backings).enumerate() {
             let changes = dimm.take_changes();
             if changes.is_empty() {
                 continue;
@@ -425,6 +432,16 @@ impl Nvdimms {
             if labels.is_err() || state.is_err() {
                 dimm.put_back(changes);
                 failed = failed.and(labels).and(state);
+                continue;
+            }
+            if let Some(range) = changes.labels {
+                let offset = backing::LABELS + range.start as u64;
+                let data = || dimm.label_area()[range].to_vec();
+                self.journal.note(|| Deed::Labels { dimm: n, offset, data: data() });
+            }
+            if changes.state {
+                let (offset, data) = backing.superblock();
+                self.journal.note(|| Deed::State { dimm: n, offset, data });
             }
         }
         failed

@@ -48,13 +48,11 @@ fn lfence(_: &mut Cpu, _: &Insn) -> Step {
 }
 
 fn sfence(cpu: &mut Cpu, _: &Insn) -> Step {
-    cpu.fence(FenceKind::Sfence);
-    Ok(())
+    cpu.fence_alone(FenceKind::Sfence)
 }
 
 fn mfence(cpu: &mut Cpu, _: &Insn) -> Step {
-    cpu.fence(FenceKind::Mfence);
-    Ok(())
+    cpu.fence_alone(FenceKind::Mfence)
 }
 
 fn wbinvd(cpu: &mut Cpu, _: &Insn) -> Step {

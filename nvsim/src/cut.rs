@@ -1,0 +1,57 @@
+//! `nvsim cut`: the DIMM files that a power cut would have left, from a trace.
+
+use std::fs::File;
+use std::io::BufReader;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use trace::medium::Rules;
+use trace::{Moment, Reader, When};
+use vmm::recording::{CutReport, CutSpec};
+
+use crate::cli::CutArgs;
+use crate::survivors;
+
+/// Opens a trace.
+pub fn open(path: &Path) -> Result<Reader<BufReader<File>>> {
+    let file = File::open(path).with_context(|| format!("Cannot open the trace {}", path.display()))?;
+    Reader::new(BufReader::with_capacity(1 << 20, file)).with_context(|| path.display().to_string())
+}
+
+/// Makes the files.
+pub fn cut(args: &CutArgs) -> Result<()> {
+    let when = settled(&args.trace, &args.at)?;
+    let spec = CutSpec { when, survivors: survivors::parse(&args.survivors)?, rules: Rules::default() };
+    let mut trace = open(&args.trace)?;
+    let report = vmm::recording::cut(&mut trace, &spec, &args.output)
+        .with_context(|| args.trace.display().to_string())?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        println!("{}", sentence(&report));
+    }
+    Ok(())
+}
+
+/// A random moment is drawn from all events of the trace, unless the user says from how many.
+fn settled(path: &Path, when: &When) -> Result<When> {
+    let Moment::Random { seed, among: None } = when.moment else { return Ok(when.clone()) };
+    let mut trace = open(path)?;
+    let mut counting = when.after.is_none();
+    let mut among = 0u64;
+    while let Some(event) = trace.next_event().with_context(|| path.display().to_string())? {
+        among += u64::from(counting && event.kind.is_decisive());
+        counting |= when.after.as_deref().is_some_and(|mark| event.kind == trace::Kind::Mark(mark));
+    }
+    Ok(When { after: when.after.clone(), moment: Moment::Random { seed, among: Some(among.max(1)) } })
+}
+
+/// What a cut was, in a sentence.
+pub fn sentence(report: &CutReport) -> String {
+    let CutReport { at, survivors, events, instruction, time, lines_in_doubt, images, outcome } = report;
+    format!(
+        "Power cut at {at}: after {events} events, instruction {instruction}, {:.9} s; {lines_in_doubt} lines in doubt, \
+         {images} possible images; survivors {survivors}; outcome {outcome}",
+        *time as f64 / 1e9
+    )
+}
