@@ -6,6 +6,9 @@ use std::time::Instant;
 /// Nanoseconds since an arbitrary point; never goes back.
 pub(crate) type Source = Box<dyn Fn() -> u64 + Send + Sync>;
 
+/// KVM lets a counter run on that is set to less than a second from where it is; the rest is our own delay.
+const SYNCHRONISED: u64 = 2_000_000_000;
+
 /// Guest time in nanoseconds since power-on.
 pub(crate) struct Clock {
     source: Source,
@@ -30,10 +33,18 @@ impl Clock {
         (self.source)().wrapping_sub(self.origin.load(Ordering::Relaxed))
     }
 
-    /// Makes guest time what a time-stamp counter says.
-    pub(crate) fn follow(&self, tsc: u64, khz: u32) {
-        let nanoseconds = u128::from(tsc) * 1_000_000 / u128::from(khz.max(1));
-        let now = u64::try_from(nanoseconds).unwrap_or(u64::MAX);
+    /// Makes guest time what the time-stamp counter says that was set to `asked` and then read as `read`.
+    ///
+    /// KVM takes a value near the one that its counters have for an attempt to synchronise them, and lets them run on:
+    /// then what was read counts. A KVM that cannot set the counter at all shows the host's, which is nobody's guest time.
+    pub(crate) fn follow(&self, asked: u64, read: u64, khz: u32) {
+        let time = |tsc: u64| {
+            let nanoseconds = u128::from(tsc) * 1_000_000 / u128::from(khz.max(1));
+            u64::try_from(nanoseconds).unwrap_or(u64::MAX)
+        };
+        let (asked, read) = (time(asked), time(read));
+        let near = |other: u64| read.abs_diff(other) < SYNCHRONISED;
+        let now = if near(asked) || near(self.now()) { read } else { asked };
         self.origin.store((self.source)().wrapping_sub(now), Ordering::Relaxed);
     }
 }
@@ -58,9 +69,24 @@ mod tests {
         assert_eq!(clock.now(), 0);
         host.store(5_700, Ordering::Relaxed);
         assert_eq!(clock.now(), 700);
-        clock.follow(3_000_000, 1_000_000);
-        assert_eq!(clock.now(), 3_000_000);
-        clock.follow(u64::MAX, 1);
+        clock.follow(3_000_000, 3_000_200, 1_000_000);
+        assert_eq!(clock.now(), 3_000_200);
+        clock.follow(u64::MAX, u64::MAX, 1);
         assert_eq!(clock.now(), u64::MAX);
+    }
+
+    #[test]
+    fn a_reset_that_leaves_the_counter_running_goes_on() {
+        let clock = Clock::new(Box::new(|| 0));
+        clock.follow(100_000_000_000, 100_000_000_000, 1_000_000);
+        clock.follow(0, 100_000_000_500, 1_000_000);
+        assert_eq!(clock.now(), 100_000_000_500);
+    }
+
+    #[test]
+    fn the_hosts_counter_is_not_guest_time() {
+        let clock = Clock::new(Box::new(|| 0));
+        clock.follow(7_000, 2_656_000_000_000, 1_000_000);
+        assert_eq!(clock.now(), 7_000);
     }
 }

@@ -3,6 +3,7 @@
 use std::sync::OnceLock;
 
 use engine::{Built, Engine, Error, GuestMemory, PartitionSpec, Result};
+use kvm_bindings::{KVM_CAP_SET_GUEST_DEBUG2, KVM_GUESTDBG_BLOCKIRQ};
 use kvm_ioctls::{Cap, VmFd};
 
 use crate::{NAME, partition, refused};
@@ -72,6 +73,11 @@ impl Kvm {
                 Err(errno) => return Err(refused("KVM_CREATE_VM")(errno)),
             }
         }
+    }
+
+    /// Can it single-step without interrupts (Linux 5.16)?
+    pub(crate) fn steps(&self) -> bool {
+        self.kvm.check_extension_raw(u64::from(KVM_CAP_SET_GUEST_DEBUG2)) as u32 & KVM_GUESTDBG_BLOCKIRQ != 0
     }
 
     /// The frequency that an unscaled vCPU counts at.

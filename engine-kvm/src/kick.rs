@@ -2,10 +2,18 @@
 //!
 //! A kick is remembered, raises `immediate_exit` in the page that KVM reads on entry, and sends a signal. Before
 //! KVM_RUN the raised byte turns the entry away; inside it the signal ends it; after it the next entry is turned away.
+//!
+//! A second signal, blocked but within KVM_RUN, [breaks off](break_off) an entry after KVM has accepted interrupts and
+//! before the guest runs: `immediate_exit` would turn it away before.
 #![expect(unsafe_code, reason = "a byte of the shared run page and pthread_kill")]
 
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Mutex, MutexGuard, Once, PoisonError};
+
+use kvm_bindings::{KVMIO, kvm_signal_mask};
+use kvm_ioctls::VcpuFd;
+use vmm_sys_util::ioctl::ioctl_with_ref;
+use vmm_sys_util::ioctl_iow_nr;
 
 /// What a vCPU and those who kick it share.
 #[derive(Debug, Default)]
@@ -66,6 +74,11 @@ impl Kick {
         std::mem::take(&mut inner.pending)
     }
 
+    /// Is a kick remembered?
+    pub(crate) fn is_pending(&self) -> bool {
+        self.lock().pending
+    }
+
     /// Holds entries off (or no longer), leaving a pending kick pending.
     pub(crate) fn hold(&self, held: bool) {
         let inner = self.lock();
@@ -88,6 +101,57 @@ impl Bound {
 
 fn signal() -> libc::c_int {
     libc::SIGRTMIN()
+}
+
+/// Blocks the second signal for this thread, and lets `vcpu` see it in KVM_RUN.
+pub(crate) fn admit_break(vcpu: &VcpuFd) -> std::io::Result<()> {
+    // SAFETY: both sets are initialised before they are read, and the mask outlives the call, with the 8 bytes of the
+    // kernel's signal set that its length tells.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        let mut old: libc::sigset_t = std::mem::zeroed();
+        libc::sigaddset(&mut set, break_signal());
+        match libc::pthread_sigmask(libc::SIG_BLOCK, &set, &mut old) {
+            0 => {}
+            errno => return Err(std::io::Error::from_raw_os_error(errno)),
+        }
+        libc::sigdelset(&mut old, break_signal());
+        let mask = SignalMask { len: 8, set: (&raw const old).cast::<[u8; 8]>().read() };
+        match ioctl_with_ref(vcpu, KVM_SET_SIGNAL_MASK(), &mask) {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        }
+    }
+}
+
+/// Has the next KVM_RUN of this thread broken off.
+pub(crate) fn break_off() {
+    // SAFETY: a signal to this thread, which has it blocked.
+    unsafe { libc::pthread_kill(libc::pthread_self(), break_signal()) };
+}
+
+/// Forgets a break that has done its work.
+pub(crate) fn broken_off() {
+    // SAFETY: the set is initialised, and no information is asked for.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigaddset(&mut set, break_signal());
+        let now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        libc::sigtimedwait(&set, std::ptr::null_mut(), &now);
+    }
+}
+
+/// `struct kvm_signal_mask` with its set.
+#[repr(C, packed)]
+struct SignalMask {
+    len: u32,
+    set: [u8; 8],
+}
+
+ioctl_iow_nr!(KVM_SET_SIGNAL_MASK, KVMIO, 0x8b, kvm_signal_mask);
+
+fn break_signal() -> libc::c_int {
+    libc::SIGRTMIN() + 1
 }
 
 /// The signal only has to interrupt; the byte says the rest.

@@ -14,6 +14,7 @@ mod kick;
 mod partition;
 mod processor;
 mod state;
+mod step;
 
 pub use fitness::{Fitness, fitness};
 pub use host::Kvm;

@@ -17,6 +17,7 @@ use crate::clock::Clock;
 use crate::host::Kvm;
 use crate::kick::Kick;
 use crate::processor::VcpuSeat;
+use crate::step::Events;
 use crate::{NAME, refused};
 
 /// Where Intel's KVM keeps its own four pages (identity map, then task state segment): below the firmware's place, in
@@ -34,6 +35,9 @@ pub(crate) struct KvmPartition {
     pub(crate) run_size: usize,
     /// Lent to the kernel by address for as long as `vm` lives.
     pub(crate) memory: GuestMemory,
+    pub(crate) events: Events,
+    /// This KVM can keep interrupts away while it single-steps.
+    pub(crate) steps: bool,
 }
 
 /// Makes the virtual machine and its vCPUs.
@@ -62,6 +66,8 @@ pub(crate) fn build(kvm: &Kvm, spec: &PartitionSpec, memory: &GuestMemory) -> Re
         clock: Clock::host(),
         tsc_khz: spec.tsc_khz,
         memory: memory.clone(),
+        events: Events::default(),
+        steps: kvm.steps(),
     });
     let seats = vcpus
         .into_iter()
@@ -177,8 +183,9 @@ impl Partition for KvmPartition {
         None
     }
 
+    /// Every vCPU is single-stepped while anything is watched.
     fn memory_events(&self) -> Option<&dyn MemoryEvents> {
-        None
+        self.steps.then_some(&self.events as &dyn MemoryEvents)
     }
 
     fn stop_at(&self, _: Option<u64>) -> bool {

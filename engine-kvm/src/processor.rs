@@ -8,18 +8,20 @@ use std::mem::offset_of;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU8;
 
+use engine::state::Activity;
 use engine::{CpuState, Entry, Error, Exit, ExitKind, PartitionState, Processor, Result, Seat, VcpuId};
 use kvm_bindings::{
-    KVM_EXIT_FAIL_ENTRY, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_IO, KVM_EXIT_IO_OUT, KVM_EXIT_MMIO,
-    KVM_EXIT_SHUTDOWN, KVM_INTERNAL_ERROR_EMULATION, KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES,
-    kvm_run,
+    KVM_EXIT_DEBUG, KVM_EXIT_FAIL_ENTRY, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_IO, KVM_EXIT_IO_OUT,
+    KVM_EXIT_MMIO, KVM_EXIT_SHUTDOWN, KVM_INTERNAL_ERROR_EMULATION,
+    KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES, kvm_run,
 };
 use kvm_ioctls::VcpuFd;
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::access::{Place, Transfer};
-use crate::kick::Kick;
+use crate::kick::{self, Kick};
 use crate::partition::KvmPartition;
+use crate::step::{NAP, Stepper, Watch};
 use crate::{refused, state};
 
 /// An instruction makes no more accesses than this before KVM sees `immediate_exit`.
@@ -43,7 +45,7 @@ impl Seat for VcpuSeat {
         let byte = (&raw mut self.fd.get_kvm_run().immediate_exit).cast::<AtomicU8>();
         // SAFETY: the run page stays mapped as long as `fd`, and Vcpu's drop releases the binding before.
         unsafe { self.kick.bind(byte) };
-        Ok(Box::new(Vcpu { seat: *self, transfer: None, unfinished: false }))
+        Ok(Box::new(Vcpu { seat: *self, transfer: None, unfinished: false, stepper: None }))
     }
 }
 
@@ -55,6 +57,8 @@ struct Vcpu {
     transfer: Option<Transfer>,
     /// KVM still has to finish the instruction of the last access.
     unfinished: bool,
+    /// While something is watched.
+    stepper: Option<Stepper>,
 }
 
 impl Drop for Vcpu {
@@ -78,7 +82,11 @@ impl Processor for Vcpu {
         if self.transfer.as_ref().is_none_or(|t| t.write && t.handed_out()) {
             self.finish_instruction()?;
         }
-        state::save(&self.seat.fd)
+        let mut state = state::save(&self.seat.fd)?;
+        if self.stepper.as_ref().is_some_and(|stepper| stepper.halted) {
+            state.activity = Activity::Halted;
+        }
+        Ok(state)
     }
 
     fn restore(&mut self, vcpu: VcpuId, state: &CpuState) -> Result<()> {
@@ -90,10 +98,12 @@ impl Processor for Vcpu {
             self.finish_instruction()?;
         }
         self.transfer = None;
+        self.stop_stepping()?;
         state::restore(&self.seat.fd, state)?;
         if vcpu == 0 {
             let partition = &self.seat.partition;
-            partition.clock.follow(state::tsc(&self.seat.fd)?, partition.tsc_khz);
+            let asked = state.msrs.tsc;
+            partition.clock.follow(asked, state::tsc(&self.seat.fd)?, partition.tsc_khz);
         }
         Ok(())
     }
@@ -130,6 +140,12 @@ impl Vcpu {
 
     /// Enters the guest; `None` asks to enter again.
     fn enter(&mut self) -> Result<Option<ExitKind>> {
+        let watch = self.seat.partition.events.watch();
+        if watch.ranges.is_empty() {
+            self.stop_stepping()?;
+        } else if self.stepper.is_some() || self.start_stepping()? {
+            return self.step(&watch);
+        }
         let outcome = self.seat.fd.run().map(drop);
         match outcome {
             Ok(()) => Ok(self.exited()),
@@ -170,6 +186,88 @@ impl Vcpu {
         }
     }
 
+    /// Is the vCPU one that can be stepped? Then it is from now on.
+    fn start_stepping(&mut self) -> Result<bool> {
+        self.finish_instruction()?;
+        if self.transfer.is_some() {
+            return Ok(false);
+        }
+        kick::admit_break(&self.seat.fd)
+            .map_err(|source| Error::Host { what: "KVM_SET_SIGNAL_MASK".into(), source })?;
+        self.stepper = Stepper::begin(&self.seat.fd, &self.seat.partition.memory)?;
+        Ok(self.stepper.is_some())
+    }
+
+    fn stop_stepping(&mut self) -> Result<()> {
+        match self.stepper.take() {
+            Some(stepper) => stepper.end(&self.seat.fd),
+            None => Ok(()),
+        }
+    }
+
+    /// Executes one instruction, or a part of it up to an access that the machine answers.
+    fn step(&mut self, watch: &Watch) -> Result<Option<ExitKind>> {
+        let partition = Arc::clone(&self.seat.partition);
+        let events = &partition.events;
+        if events.is_full() {
+            return Ok(Some(ExitKind::EventsFull));
+        }
+        let turn = events.take_turn();
+        if self.unfinished {
+            self.finish_instruction()?;
+            if self.transfer.is_some() {
+                return Ok(self.go_on(Entry::Resume));
+            }
+        }
+        let Some(mut stepper) = self.stepper.take() else { return Ok(None) };
+        let stepped = self.step_with(&mut stepper, watch);
+        let naps = stepper.halted;
+        self.stepper = Some(stepper);
+        drop(turn);
+        if naps && matches!(stepped, Ok(None)) {
+            std::thread::sleep(NAP);
+        }
+        stepped
+    }
+
+    fn step_with(&mut self, stepper: &mut Stepper, watch: &Watch) -> Result<Option<ExitKind>> {
+        let (id, events) = (self.seat.id, Arc::clone(&self.seat.partition));
+        let events = &events.events;
+        stepper.complete(&self.seat.fd, id, events)?;
+        if self.seat.kick.take() {
+            return Ok(Some(ExitKind::Kicked));
+        }
+        if stepper.looks_for_interrupt() {
+            stepper.open(&self.seat.fd)?;
+            kick::break_off();
+            let outcome = self.seat.fd.run().map(drop);
+            kick::broken_off();
+            match outcome {
+                Err(errno) if matches!(errno.errno(), libc::EINTR | libc::EAGAIN) => {}
+                Err(errno) => return Err(refused(format!("KVM_RUN of vCPU {id}"))(errno)),
+                Ok(()) => return Ok(self.exited()),
+            }
+            stepper.accept(&self.seat.fd)?;
+        }
+        if stepper.halted || !stepper.prepare(&self.seat.fd, watch)? {
+            return Ok(None);
+        }
+        match self.seat.fd.run().map(drop) {
+            Ok(()) => {
+                let kind = self.exited();
+                if kind.is_none() {
+                    stepper.complete(&self.seat.fd, id, events)?;
+                }
+                Ok(kind)
+            }
+            Err(errno) if matches!(errno.errno(), libc::EINTR | libc::EAGAIN) => {
+                stepper.abandon();
+                Ok(None)
+            }
+            Err(errno) => Err(refused(format!("KVM_RUN of vCPU {id}"))(errno)),
+        }
+    }
+
     /// Makes sense of the run page.
     fn exited(&mut self) -> Option<ExitKind> {
         self.unfinished = false;
@@ -189,6 +287,8 @@ impl Vcpu {
                 let place = Place::Memory { addr: mmio.phys_addr };
                 Transfer::new(place, mmio.is_write != 0, offset, (mmio.len as usize).min(mmio.data.len()))
             }
+            // A step's end.
+            KVM_EXIT_DEBUG => return None,
             KVM_EXIT_SHUTDOWN => return Some(ExitKind::Shutdown),
             reason => return Some(self.stuck(reason)),
         };

@@ -7,7 +7,7 @@ use kvm_ioctls::VcpuFd;
 
 use crate::refused;
 
-pub(super) fn save(vcpu: &VcpuFd) -> Result<Msrs> {
+pub(crate) fn save(vcpu: &VcpuFd) -> Result<Msrs> {
     let mut msrs = Msrs::default();
     let mut list = list(msrs.iter())?;
     let got = vcpu.get_msrs(&mut list).map_err(refused("KVM_GET_MSRS"))?;

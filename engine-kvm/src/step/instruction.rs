@@ -1,0 +1,192 @@
+//! The next instruction: fetched and decoded through the guest's page tables, its accesses translated, and what KVM is
+//! better not given executed in software.
+
+use engine::Result;
+use engine::msr::Msrs;
+use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic};
+use kvm_ioctls::VcpuFd;
+use vm_memory::{Bytes, GuestAddress};
+
+use super::deliver::{Delivery, Registers};
+use super::effects::{self, Access, Touch};
+use super::walk::{Miss, Paging, Want};
+use super::{Begun, MSR_LSTAR, MSR_SFMASK, MSR_STAR, Next, PAGE, Piece, Stepper, Watch};
+
+const PAGE_FAULT: u8 = 14;
+const PROTECTION: u8 = 13;
+const STACK_FAULT: u8 = 12;
+const UNDEFINED: u8 = 6;
+/// A store event holds no more; a longer run is several.
+const WIDEST: u64 = 64;
+
+/// Can execution be at `rip` after the instruction, when it raised nothing?
+pub(super) fn leads_to(i: &Instruction, rip: u64) -> bool {
+    match i.flow_control() {
+        FlowControl::Next => rip == i.next_ip() || (i.is_string_instruction() && rip == i.ip()),
+        FlowControl::ConditionalBranch | FlowControl::UnconditionalBranch if i.near_branch_target() != 0 => {
+            rip == i.next_ip() || rip == i.near_branch_target()
+        }
+        _ => true,
+    }
+}
+
+impl Stepper {
+    /// Looks at the instruction at `rip`.
+    pub(super) fn look(&mut self, fd: &VcpuFd, rip: u64, watch: &Watch) -> Result<Next> {
+        let instruction = match self.fetch(rip) {
+            Ok(instruction) => instruction,
+            Err((at, miss)) => return self.missed(fd, rip, at, false, miss),
+        };
+        if rip == self.regs.rip && self.in_software(fd, &instruction)? {
+            return Ok(Next::Done);
+        }
+        let mut accesses = std::mem::take(&mut self.accesses);
+        effects::accesses(&instruction, &mut self.info, &self.regs, &self.sregs, &mut accesses);
+        let mut pieces = Vec::new();
+        let mut miss = None;
+        for access in &accesses {
+            if let Err((at, why)) = self.translate(access, watch, &mut pieces) {
+                miss = Some((at, access.stack, why));
+                break;
+            }
+        }
+        self.accesses = accesses;
+        match miss {
+            Some((at, stack, why)) => self.missed(fd, rip, at, stack, why),
+            None => Ok(Next::Run(Begun { rip, instruction, pieces, behind: None })),
+        }
+    }
+
+    fn fetch(&self, rip: u64) -> std::result::Result<Instruction, (u64, Miss)> {
+        let long = self.sregs.cs.l != 0;
+        let bitness = if long {
+            64
+        } else if self.sregs.cs.db != 0 {
+            32
+        } else {
+            16
+        };
+        let start = if long { rip } else { self.sregs.cs.base.wrapping_add(rip) };
+        let paging = Paging::of(&self.memory, &self.regs, &self.sregs);
+        let mut bytes = [0; 15];
+        let here = (PAGE - start % PAGE).min(15) as usize;
+        let first = paging.translate(start, Want::Execute).map_err(|miss| (start, miss))?;
+        let _ = self.memory.read_slice(&mut bytes[..here], GuestAddress(first));
+        let decode = |bytes: &[u8]| Decoder::with_ip(bitness, bytes, rip, DecoderOptions::NONE).decode();
+        let instruction = decode(&bytes[..here]);
+        if here == 15 || instruction.code() != Code::INVALID {
+            return Ok(instruction);
+        }
+        let behind = start.wrapping_add(here as u64);
+        let second = paging.translate(behind, Want::Execute).map_err(|miss| (behind, miss))?;
+        let _ = self.memory.read_slice(&mut bytes[here..], GuestAddress(second));
+        Ok(decode(&bytes))
+    }
+
+    /// The watched parts of an access, page by page.
+    fn translate(
+        &self,
+        access: &Access,
+        watch: &Watch,
+        pieces: &mut Vec<Piece>,
+    ) -> std::result::Result<(), (u64, Miss)> {
+        let paging = Paging::of(&self.memory, &self.regs, &self.sregs);
+        let want = if matches!(access.touch, Touch::Store(_)) { Want::Write } else { Want::Read };
+        let (mut linear, mut left) = (access.linear, access.len);
+        while left > 0 {
+            let here = left.min(PAGE - linear % PAGE);
+            let addr = paging.translate(linear, want).map_err(|miss| (linear, miss))?;
+            clip(addr, here, access.touch, watch, pieces);
+            linear = linear.wrapping_add(here);
+            left -= here;
+        }
+        Ok(())
+    }
+
+    /// An address that cannot be reached: enters the fault's handler.
+    fn missed(&mut self, fd: &VcpuFd, rip: u64, at: u64, stack: bool, miss: Miss) -> Result<Next> {
+        let (vector, code) = match miss {
+            // One behind a MOV SS comes when its turn has come.
+            _ if rip != self.regs.rip => return Ok(Next::Done),
+            Miss::Fault(code) => {
+                self.sregs.cr2 = at;
+                (PAGE_FAULT, code)
+            }
+            Miss::NotCanonical if stack => (STACK_FAULT, 0),
+            Miss::NotCanonical => (PROTECTION, 0),
+            Miss::Unknown => {
+                let nothing =
+                    Begun { rip, instruction: Instruction::default(), pieces: Vec::new(), behind: None };
+                return Ok(Next::Run(nothing));
+            }
+        };
+        self.enter(fd, Delivery { vector, error_code: Some(code), fault: true, software: false })?;
+        Ok(Next::Done)
+    }
+
+    /// Executes what KVM is better not given while it single-steps.
+    fn in_software(&mut self, fd: &VcpuFd, i: &Instruction) -> Result<bool> {
+        let kernel = self.sregs.ss.dpl == 0;
+        let raised = |vector, fault| Delivery { vector, error_code: None, fault, software: !fault };
+        match i.mnemonic() {
+            Mnemonic::Hlt if kernel => {
+                self.regs.rip = i.next_ip();
+                self.halted = true;
+                self.write(fd)?;
+            }
+            Mnemonic::Ud0 | Mnemonic::Ud1 | Mnemonic::Ud2 => self.enter(fd, raised(UNDEFINED, true))?,
+            Mnemonic::Int3 | Mnemonic::Int => {
+                let vector = if i.mnemonic() == Mnemonic::Int3 { 3 } else { i.immediate8() };
+                let at = std::mem::replace(&mut self.regs.rip, i.next_ip());
+                let delivery = raised(vector, false);
+                let mut registers =
+                    Registers { memory: &self.memory, regs: &mut self.regs, sregs: &mut self.sregs };
+                if registers.deliver(delivery).is_none() {
+                    self.regs.rip = at;
+                    return Ok(false);
+                }
+                self.write(fd)?;
+            }
+            Mnemonic::Syscall if self.sregs.cs.l != 0 && self.sregs.efer & 1 != 0 => {
+                let msrs = msrs(fd)?;
+                let mut registers =
+                    Registers { memory: &self.memory, regs: &mut self.regs, sregs: &mut self.sregs };
+                registers.syscall(i.next_ip(), msrs);
+                self.write(fd)?;
+            }
+            Mnemonic::Sysretq => {
+                let [star, ..] = msrs(fd)?;
+                let mut registers =
+                    Registers { memory: &self.memory, regs: &mut self.regs, sregs: &mut self.sregs };
+                if registers.sysret(star).is_none() {
+                    return Ok(false);
+                }
+                self.write(fd)?;
+            }
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+}
+
+/// The parts of a run of bytes that are watched, none longer than an event holds.
+fn clip(addr: u64, len: u64, touch: Touch, watch: &Watch, pieces: &mut Vec<Piece>) {
+    if touch == Touch::Load && !watch.loads {
+        return;
+    }
+    for range in &watch.ranges {
+        let (mut start, end) = (addr.max(range.start), (addr + len).min(range.end));
+        while start < end {
+            let len = (end - start).min(WIDEST);
+            pieces.push(Piece { addr: start, len, touch });
+            start += len;
+        }
+    }
+}
+
+/// STAR, LSTAR and SFMASK.
+fn msrs(fd: &VcpuFd) -> Result<[u64; 3]> {
+    let msrs: Msrs = crate::state::msrs(fd)?;
+    Ok([MSR_STAR, MSR_LSTAR, MSR_SFMASK]
+        .map(|wanted| msrs.iter().find(|(index, _)| *index == wanted).map_or(0, |(_, value)| value)))
+}

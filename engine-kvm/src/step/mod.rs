@@ -1,0 +1,344 @@
+//! Exact memory events by single-stepping (Linux Documentation/virt/kvm/api.rst, KVM_SET_GUEST_DEBUG).
+//!
+//! While anything is watched, a vCPU executes one instruction a KVM_RUN. What the instruction will touch is told before it
+//! runs, and read after. The single-step flag is in the guest's RFLAGS, so whatever saves, loads or masks RFLAGS is dealt with:
+//!
+//! - Interrupts are kept away (KVM_GUESTDBG_BLOCKIRQ). Every now and then KVM is made to accept one, which is then
+//!   delivered in software; page faults are foreseen and delivered so too, as are INT n and UD. SYSCALL and SYSRET are
+//!   executed in software. PUSHF's image is mended.
+//! - HLT waits here, looking for an interrupt.
+//! - The trap of MOV SS comes one instruction late, so the next one is told along with it.
+//! - The flag is set anew for each instruction: IRET and POPF load it away, and KVM forgets it where it emulates.
+//!
+//! An exception that was not foreseen (say #GP of a WRMSR) runs its handler unseen: it is counted and reported.
+//! Guests that single-step themselves, or set debug registers, do not see their own traps meanwhile.
+
+mod deliver;
+mod effects;
+mod events;
+mod instruction;
+mod walk;
+
+use std::time::Duration;
+
+use engine::event::{Event, EventKind, FenceKind};
+use engine::{GuestMemory, Result};
+use iced_x86::{Instruction, InstructionInfoFactory, Mnemonic, Register};
+use kvm_bindings::{
+    KVM_GUESTDBG_BLOCKIRQ, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, KVM_MP_STATE_HALTED,
+    KVM_MP_STATE_RUNNABLE, kvm_guest_debug, kvm_mp_state, kvm_regs, kvm_sregs,
+};
+use kvm_ioctls::VcpuFd;
+use vm_memory::{Bytes, GuestAddress};
+
+use crate::refused;
+use deliver::{Delivery, Registers};
+use effects::{Access, Touch};
+pub(crate) use events::{Events, Watch};
+use walk::{Miss, Paging, Want};
+
+const IF: u64 = 1 << 9;
+const TF: u64 = 1 << 8;
+const ZF: u64 = 1 << 6;
+const MSR_STAR: u32 = 0xC000_0081;
+const MSR_LSTAR: u32 = 0xC000_0082;
+const MSR_SFMASK: u32 = 0xC000_0084;
+const PAGE: u64 = 4096;
+
+/// Instructions between two interrupts. Host time runs on while a guest is stepped, so its timer is always due; this way the
+/// handler cannot be all that it executes.
+const BETWEEN_INTERRUPTS: u32 = 10_000;
+/// Interrupts are looked for this often, in instructions.
+const LOOK: u32 = 64;
+/// A halted vCPU looks for an interrupt this often.
+pub(crate) const NAP: Duration = Duration::from_micros(200);
+
+/// Bytes in a watched range that an instruction is about to touch.
+#[derive(Debug, Clone, Copy)]
+struct Piece {
+    addr: u64,
+    len: u64,
+    touch: Touch,
+}
+
+/// An instruction that KVM has begun.
+#[derive(Debug, Clone)]
+struct Begun {
+    rip: u64,
+    instruction: Instruction,
+    pieces: Vec<Piece>,
+    /// The instruction behind a MOV SS.
+    behind: Option<Box<Begun>>,
+}
+
+/// What comes of looking at the next instruction.
+enum Next {
+    /// It is KVM's to execute.
+    Run(Begun),
+    /// It was executed, or an exception entered, in software.
+    Done,
+}
+
+/// A vCPU that is being stepped.
+pub(crate) struct Stepper {
+    memory: GuestMemory,
+    regs: kvm_regs,
+    sregs: kvm_sregs,
+    info: InstructionInfoFactory,
+    accesses: Vec<Access>,
+    begun: Option<Begun>,
+    /// It has executed HLT.
+    pub(crate) halted: bool,
+    /// Interrupts wait for one more instruction.
+    shadow: bool,
+    since_interrupt: u32,
+    log: Vec<Event>,
+    /// Exceptions whose handlers ran unseen.
+    unseen: u64,
+}
+
+impl std::fmt::Debug for Stepper {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Stepper")
+            .field("rip", &self.regs.rip)
+            .field("halted", &self.halted)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Stepper {
+    /// Begins to step a vCPU that runs or is halted; `None` where it waits to be started.
+    pub(crate) fn begin(fd: &VcpuFd, memory: &GuestMemory) -> Result<Option<Self>> {
+        let state = fd.get_mp_state().map_err(refused("KVM_GET_MP_STATE"))?.mp_state;
+        let halted = state == KVM_MP_STATE_HALTED;
+        if !halted && state != KVM_MP_STATE_RUNNABLE {
+            return Ok(None);
+        }
+        if halted {
+            let running = kvm_mp_state { mp_state: KVM_MP_STATE_RUNNABLE };
+            fd.set_mp_state(running).map_err(refused("KVM_SET_MP_STATE"))?;
+        }
+        let mut stepper = Self {
+            memory: memory.clone(),
+            regs: kvm_regs::default(),
+            sregs: kvm_sregs::default(),
+            info: InstructionInfoFactory::new(),
+            accesses: Vec::new(),
+            begun: None,
+            halted,
+            shadow: false,
+            since_interrupt: BETWEEN_INTERRUPTS,
+            log: Vec::new(),
+            unseen: 0,
+        };
+        stepper.read(fd)?;
+        if let Some(delivery) = take_injected(fd)? {
+            stepper.enter(fd, delivery)?;
+        }
+        Ok(Some(stepper))
+    }
+
+    /// Lets the vCPU run as before.
+    pub(crate) fn end(self, fd: &VcpuFd) -> Result<()> {
+        fd.set_guest_debug(&kvm_guest_debug::default()).map_err(refused("KVM_SET_GUEST_DEBUG"))?;
+        if self.halted {
+            let halted = kvm_mp_state { mp_state: KVM_MP_STATE_HALTED };
+            fd.set_mp_state(halted).map_err(refused("KVM_SET_MP_STATE"))?;
+        }
+        if self.unseen > 0 {
+            tracing::warn!(
+                "{} exceptions within the window were not foreseen: what their handlers did was not seen",
+                self.unseen
+            );
+        }
+        Ok(())
+    }
+
+    /// Is an interrupt to be looked for before the next instruction?
+    pub(crate) fn looks_for_interrupt(&self) -> bool {
+        let due = self.since_interrupt >= BETWEEN_INTERRUPTS && self.since_interrupt.is_multiple_of(LOOK);
+        !self.shadow && (self.halted || (due && self.regs.rflags & IF != 0))
+    }
+
+    /// Opens the vCPU to interrupts, so that a KVM_RUN that is broken off at once accepts one.
+    pub(crate) fn open(&self, fd: &VcpuFd) -> Result<()> {
+        debug(fd, KVM_GUESTDBG_ENABLE)
+    }
+
+    /// Delivers what KVM has accepted.
+    pub(crate) fn accept(&mut self, fd: &VcpuFd) -> Result<()> {
+        self.since_interrupt = self.since_interrupt.saturating_add(1);
+        if let Some(delivery) = take_injected(fd)? {
+            self.since_interrupt = 0;
+            self.halted = false;
+            self.enter(fd, delivery)?;
+        }
+        Ok(())
+    }
+
+    /// Looks at the next instruction. `true`: KVM is to execute it; `false`: that is done.
+    pub(crate) fn prepare(&mut self, fd: &VcpuFd, watch: &Watch) -> Result<bool> {
+        self.shadow = false;
+        self.since_interrupt = self.since_interrupt.saturating_add(1);
+        match self.look(fd, self.regs.rip, watch)? {
+            Next::Done => Ok(false),
+            Next::Run(mut begun) => {
+                let i = &begun.instruction;
+                if i.mnemonic() == Mnemonic::Mov && i.op0_register() == Register::SS {
+                    self.shadow = true;
+                    if let Next::Run(next) = self.look(fd, i.next_ip(), watch)? {
+                        begun.behind = Some(Box::new(next));
+                    }
+                }
+                self.begun = Some(begun);
+                debug(fd, KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP | KVM_GUESTDBG_BLOCKIRQ)?;
+                Ok(true)
+            }
+        }
+    }
+
+    /// The instruction that was begun has not been executed.
+    pub(crate) fn abandon(&mut self) {
+        self.begun = None;
+    }
+
+    /// The instruction that was begun is over: tells what it did.
+    pub(crate) fn complete(&mut self, fd: &VcpuFd, vcpu: engine::VcpuId, events: &Events) -> Result<()> {
+        let Some(begun) = self.begun.take() else { return Ok(()) };
+        let before = self.regs.rflags;
+        self.read(fd)?;
+        if begun.instruction.mnemonic() == Mnemonic::Sti && before & IF == 0 {
+            self.shadow = true;
+        }
+        self.tell(&begun, vcpu, events);
+        let mut last = &begun;
+        if let Some(behind) = &begun.behind
+            && self.regs.rip != begun.instruction.next_ip()
+        {
+            self.shadow = false;
+            self.tell(behind, vcpu, events);
+            last = behind;
+        }
+        if !instruction::leads_to(&last.instruction, self.regs.rip) {
+            self.unseen += 1;
+            tracing::warn!(
+                "an exception of the instruction at {:#x} ({}) was not foreseen; the guest is at {:#x}",
+                last.rip,
+                last.instruction,
+                self.regs.rip
+            );
+        }
+        events.append(&mut self.log);
+        Ok(())
+    }
+
+    fn tell(&mut self, begun: &Begun, vcpu: engine::VcpuId, events: &Events) {
+        let i = &begun.instruction;
+        if matches!(i.mnemonic(), Mnemonic::Pushf | Mnemonic::Pushfd | Mnemonic::Pushfq) {
+            self.mend_pushed_flags();
+        }
+        let failed = effects::is_exchange(i) && self.regs.rflags & ZF == 0;
+        let over = self.regs.rip != begun.rip;
+        let number = if over { events.count() } else { events.number() };
+        let mut log = |kind| self.log.push(Event { vcpu, rip: begun.rip, instruction: number, kind });
+        for piece in &begun.pieces {
+            let Piece { addr, len, touch } = *piece;
+            match touch {
+                Touch::Load => log(EventKind::Load { addr, len: len as u8 }),
+                Touch::Flush(kind) => log(EventKind::Flush { line: addr & !63, kind }),
+                Touch::Store(_) if failed => {}
+                Touch::Store(kind) => {
+                    let mut data = [0; 64];
+                    let _ = self.memory.read_slice(&mut data[..len as usize], GuestAddress(addr));
+                    log(EventKind::Store { addr, data, len: len as u8, kind });
+                }
+            }
+        }
+        match effects::fence_kind(i) {
+            Some(FenceKind::Locked) if failed => log(EventKind::Fence { kind: FenceKind::LockedFailed }),
+            Some(kind) => log(EventKind::Fence { kind }),
+            None => {}
+        }
+    }
+
+    /// The single-step flag was ours.
+    fn mend_pushed_flags(&self) {
+        let paging = Paging::of(&self.memory, &self.regs, &self.sregs);
+        if let Ok(at) = paging.translate(self.regs.rsp.wrapping_add(1), Want::Write)
+            && let Ok(byte) = self.memory.read_obj::<u8>(GuestAddress(at))
+        {
+            let _ = self.memory.write_obj(byte & !((TF >> 8) as u8), GuestAddress(at));
+        }
+    }
+
+    /// Registers as KVM has them.
+    fn read(&mut self, fd: &VcpuFd) -> Result<()> {
+        self.regs = fd.get_regs().map_err(refused("KVM_GET_REGS"))?;
+        self.sregs = fd.get_sregs().map_err(refused("KVM_GET_SREGS"))?;
+        self.sregs.interrupt_bitmap = [0; 4];
+        Ok(())
+    }
+
+    /// Gives KVM the registers that software has changed.
+    fn write(&self, fd: &VcpuFd) -> Result<()> {
+        fd.set_regs(&self.regs).map_err(refused("KVM_SET_REGS"))?;
+        fd.set_sregs(&self.sregs).map_err(refused("KVM_SET_SREGS"))
+    }
+
+    /// Enters a handler in software. KVM delivers what is no plain case, and its handler runs unseen.
+    fn enter(&mut self, fd: &VcpuFd, delivery: Delivery) -> Result<()> {
+        let mut registers = Registers { memory: &self.memory, regs: &mut self.regs, sregs: &mut self.sregs };
+        if registers.deliver(delivery).is_some() {
+            return self.write(fd);
+        }
+        self.unseen += 1;
+        tracing::warn!(
+            "{delivery:?} at {:#x} is delivered by KVM: what its handler does is not seen",
+            self.regs.rip
+        );
+        inject(fd, delivery)
+    }
+}
+
+fn debug(fd: &VcpuFd, control: u32) -> Result<()> {
+    fd.set_guest_debug(&kvm_guest_debug { control, ..Default::default() })
+        .map_err(refused("KVM_SET_GUEST_DEBUG"))
+}
+
+/// Takes away what KVM would deliver at the next entry.
+fn take_injected(fd: &VcpuFd) -> Result<Option<Delivery>> {
+    let mut events = fd.get_vcpu_events().map_err(refused("KVM_GET_VCPU_EVENTS"))?;
+    let external = |vector| Delivery { vector, error_code: None, fault: false, software: false };
+    let delivery = if events.exception.injected != 0 || events.exception.pending != 0 {
+        let error_code = (events.exception.has_error_code != 0).then_some(events.exception.error_code);
+        let vector = events.exception.nr;
+        (events.exception.injected, events.exception.pending) = (0, 0);
+        Delivery { vector, error_code, fault: !matches!(vector, 1 | 3 | 4), software: false }
+    } else if events.interrupt.injected != 0 {
+        events.interrupt.injected = 0;
+        external(events.interrupt.nr)
+    } else if events.nmi.injected != 0 {
+        events.nmi.injected = 0;
+        events.nmi.masked = 1;
+        external(2)
+    } else {
+        return Ok(None);
+    };
+    fd.set_vcpu_events(&events).map_err(refused("KVM_SET_VCPU_EVENTS"))?;
+    Ok(Some(delivery))
+}
+
+/// Lets KVM deliver at the next entry.
+fn inject(fd: &VcpuFd, delivery: Delivery) -> Result<()> {
+    let mut events = fd.get_vcpu_events().map_err(refused("KVM_GET_VCPU_EVENTS"))?;
+    if delivery.vector >= 32 {
+        (events.interrupt.injected, events.interrupt.nr) = (1, delivery.vector);
+    } else if delivery.vector == 2 {
+        events.nmi.injected = 1;
+    } else {
+        (events.exception.injected, events.exception.nr) = (1, delivery.vector);
+        events.exception.has_error_code = delivery.error_code.is_some().into();
+        events.exception.error_code = delivery.error_code.unwrap_or(0);
+    }
+    fd.set_vcpu_events(&events).map_err(refused("KVM_SET_VCPU_EVENTS"))
+}
