@@ -74,11 +74,6 @@ impl Kick {
         std::mem::take(&mut inner.pending)
     }
 
-    /// Is a kick remembered?
-    pub(crate) fn is_pending(&self) -> bool {
-        self.lock().pending
-    }
-
     /// Holds entries off (or no longer), leaving a pending kick pending.
     pub(crate) fn hold(&self, held: bool) {
         let inner = self.lock();

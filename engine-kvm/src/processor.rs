@@ -27,6 +27,9 @@ use crate::{refused, state};
 /// An instruction makes no more accesses than this before KVM sees `immediate_exit`.
 const ACCESSES_PER_INSTRUCTION: usize = 64;
 
+/// What EFAULT of KVM_RUN means.
+const NO_MEMORY: &str = "KVM_RUN: the host has no room for a page of the guest (is the disk of a DIMM's file full?)";
+
 /// A vCPU that no thread runs yet.
 #[derive(Debug)]
 pub(crate) struct VcpuSeat {
@@ -157,6 +160,7 @@ impl Vcpu {
                 }
                 // A vCPU that waited for its INIT has got it.
                 libc::EAGAIN => Ok(None),
+                libc::EFAULT => Err(refused(NO_MEMORY)(errno)),
                 _ => Err(refused(format!("KVM_RUN of vCPU {}", self.seat.id))(errno)),
             },
         }

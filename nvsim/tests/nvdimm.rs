@@ -161,3 +161,28 @@ fn labels_that_the_guest_writes_are_seen_offline_and_by_the_next_guest() {
     let again = exec(folder.path(), "ndctl list -v", &spec).json();
     assert_eq!(again.as_array().unwrap().len(), 2);
 }
+
+/// The disk fills up while the guest runs: on a tmpfs of a mount namespace of our own.
+#[test]
+fn a_disk_that_fills_up_during_a_run_is_told() {
+    let folder = tempdir().unwrap();
+    let inside = format!(
+        "mount -t tmpfs -o size=100M tmpfs {folder} && cd {folder} || exit 77; \
+         (sleep 2; head -c 80M /dev/zero >filler) & \
+         {nvsim} run --engine soft --timeout 10m --nvdimm d.nvd,size=64M \
+         --exec 'sleep 2; dd if=/dev/zero of=/mnt/pmem0/file bs=1M count=50'",
+        folder = folder.path().display(),
+        nvsim = env!("CARGO_BIN_EXE_nvsim"),
+    );
+    let output = std::process::Command::new("unshare")
+        .args(["--user", "--map-root-user", "--mount", "sh", "-c", &inside])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    match output.status.code() {
+        Some(125) => assert!(said.contains("disk that holds a DIMM's file is full"), "{said}"),
+        // Hosts may forbid namespaces to users.
+        Some(1 | 77) if said.contains("unshare") || said.contains("mount") => eprintln!("skipped: {said}"),
+        other => panic!("{other:?}: {said}"),
+    }
+}

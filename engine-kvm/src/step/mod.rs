@@ -35,7 +35,7 @@ use crate::refused;
 use deliver::{Delivery, Registers};
 use effects::{Access, Touch};
 pub(crate) use events::{Events, Watch};
-use walk::{Miss, Paging, Want};
+use walk::{Paging, Want};
 
 const IF: u64 = 1 << 9;
 const TF: u64 = 1 << 8;
@@ -47,8 +47,8 @@ const PAGE: u64 = 4096;
 
 /// Instructions between two interrupts. Host time runs on while a guest is stepped, so its timer is always due; this way the
 /// handler cannot be all that it executes.
-const BETWEEN_INTERRUPTS: u32 = 10_000;
-/// Interrupts are looked for this often, in instructions.
+const BETWEEN_INTERRUPTS: u32 = 128 * LOOK;
+/// Interrupts are looked for this often, in instructions, and when the guest begins to accept them.
 const LOOK: u32 = 64;
 /// A halted vCPU looks for an interrupt this often.
 pub(crate) const NAP: Duration = Duration::from_micros(200);
@@ -91,6 +91,8 @@ pub(crate) struct Stepper {
     pub(crate) halted: bool,
     /// Interrupts wait for one more instruction.
     shadow: bool,
+    /// The guest has begun to accept interrupts since they were last looked for.
+    opened: bool,
     since_interrupt: u32,
     log: Vec<Event>,
     /// Exceptions whose handlers ran unseen.
@@ -127,6 +129,7 @@ impl Stepper {
             begun: None,
             halted,
             shadow: false,
+            opened: true,
             since_interrupt: BETWEEN_INTERRUPTS,
             log: Vec::new(),
             unseen: 0,
@@ -156,7 +159,8 @@ impl Stepper {
 
     /// Is an interrupt to be looked for before the next instruction?
     pub(crate) fn looks_for_interrupt(&self) -> bool {
-        let due = self.since_interrupt >= BETWEEN_INTERRUPTS && self.since_interrupt.is_multiple_of(LOOK);
+        let due = self.since_interrupt >= BETWEEN_INTERRUPTS
+            && (self.opened || self.since_interrupt.is_multiple_of(LOOK));
         !self.shadow && (self.halted || (due && self.regs.rflags & IF != 0))
     }
 
@@ -167,6 +171,7 @@ impl Stepper {
 
     /// Delivers what KVM has accepted.
     pub(crate) fn accept(&mut self, fd: &VcpuFd) -> Result<()> {
+        self.opened = false;
         self.since_interrupt = self.since_interrupt.saturating_add(1);
         if let Some(delivery) = take_injected(fd)? {
             self.since_interrupt = 0;
@@ -207,8 +212,9 @@ impl Stepper {
         let Some(begun) = self.begun.take() else { return Ok(()) };
         let before = self.regs.rflags;
         self.read(fd)?;
-        if begun.instruction.mnemonic() == Mnemonic::Sti && before & IF == 0 {
-            self.shadow = true;
+        if before & IF == 0 && self.regs.rflags & IF != 0 {
+            self.opened = true;
+            self.shadow |= begun.instruction.mnemonic() == Mnemonic::Sti;
         }
         self.tell(&begun, vcpu, events);
         let mut last = &begun;

@@ -138,6 +138,13 @@ impl Selection {
         let except = variable("NVSIM_EXCEPT").split_whitespace().map(str::to_owned).collect();
         Self { only: variable("NVSIM_CASES"), except }
     }
+
+    /// Nor these.
+    #[must_use]
+    pub fn and_not(mut self, names: &[&str]) -> Self {
+        self.except.extend(names.iter().map(|name| (*name).to_owned()));
+        self
+    }
 }
 
 /// How the cases ended.

@@ -26,6 +26,7 @@ mod smp;
 mod snapshot;
 mod strings;
 mod system;
+mod watch;
 
 pub use bench::{Bench, Case, Failure, Outcome, Report, Selection};
 
@@ -50,6 +51,7 @@ pub fn cases() -> Vec<Case> {
         apic::CASES,
         smp::CASES,
         snapshot::CASES,
+        watch::CASES,
     ]
     .concat()
 }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use nvdimm_model::dsm::Region;
 use vm_memory::{GuestAddress, GuestRegionMmap, MmapRegion};
 
+use super::fault;
 use super::plan::{MappedPiece, Plan};
 use crate::memory::PersistentRegion;
 
@@ -30,6 +31,7 @@ pub fn map(region: &Region, files: &[MappedFile<'_>]) -> io::Result<PersistentRe
     for piece in Plan::mapping(region) {
         overlay(&reservation, &piece, files[piece.dimm])?;
     }
+    fault::explain(reservation.as_ptr() as usize, size);
     let placed = GuestRegionMmap::new(reservation, GuestAddress(region.base));
     Ok(Arc::new(placed.ok_or(io::ErrorKind::OutOfMemory)?))
 }

@@ -7,6 +7,7 @@
 pub mod aml;
 pub mod backing;
 mod entropy;
+mod fault;
 mod error;
 pub mod hint;
 mod host;
