@@ -161,7 +161,9 @@ impl Partition for KvmPartition {
             data: msi.data,
             ..Default::default()
         };
-        match self.vm.signal_msi(message) {
+        let sent = self.vm.signal_msi(message);
+        self.events.message();
+        match sent {
             Ok(_) => Ok(()),
             // KVM's -1 for "no local APIC took it".
             Err(errno) if errno.errno() == libc::EPERM => Ok(()),

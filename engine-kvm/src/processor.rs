@@ -28,7 +28,8 @@ use crate::{refused, state};
 const ACCESSES_PER_INSTRUCTION: usize = 64;
 
 /// What EFAULT of KVM_RUN means.
-const NO_MEMORY: &str = "KVM_RUN: the host has no room for a page of the guest (is the disk of a DIMM's file full?)";
+const NO_MEMORY: &str =
+    "KVM_RUN: the host has no room for a page of the guest (is the disk of a DIMM's file full?)";
 
 /// A vCPU that no thread runs yet.
 #[derive(Debug)]
@@ -241,7 +242,7 @@ impl Vcpu {
         if self.seat.kick.take() {
             return Ok(Some(ExitKind::Kicked));
         }
-        if stepper.looks_for_interrupt() {
+        if stepper.looks_for_interrupt(events) {
             stepper.open(&self.seat.fd)?;
             kick::break_off();
             let outcome = self.seat.fd.run().map(drop);

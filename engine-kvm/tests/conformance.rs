@@ -48,8 +48,15 @@ fn every_case_holds_while_it_is_stepped() {
     conforms(|kvm, selection| run(&Stepped(kvm), &selection.clone().and_not(UNFORESEEN)));
 }
 
-/// Exceptions that no address foretells, traps of the guest's own single-stepping, and other modes than long mode.
-const UNFORESEEN: &[&str] = &[];
+/// Traps of the guest's own single-stepping, timers that are due sooner than interrupts are let in, and what takes too long
+/// by single steps.
+const UNFORESEEN: &[&str] = &[
+    "exceptions::single_step",
+    "events::mov_ss_holds_off_a_single_step",
+    "apic::periodic_timer",
+    "apic::deadline_in_the_past_fires_at_once",
+    "smp::locked_increments_are_not_lost",
+];
 
 #[test]
 fn every_case_holds_while_its_state_moves() {

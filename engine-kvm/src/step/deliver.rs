@@ -207,3 +207,98 @@ fn flat_data(selector: u16, dpl: u8) -> kvm_segment {
 fn null() -> kvm_segment {
     kvm_segment { unusable: 1, ..Default::default() }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::walk::tests::{long_mode, memory};
+    use super::*;
+
+    const HANDLER: u64 = 0xFFFF_8000_1234_5678;
+
+    /// IDT at 0x8000, GDT at 0x9000 with kernel code at 8, TSS at 0xA000 with stacks at 0xB000 (RSP0) and 0xC000 (IST1).
+    fn scene(user: bool, gate: u128) -> (GuestMemory, kvm_regs, kvm_sregs) {
+        let memory = memory();
+        let put = |at: u64, value: u64| memory.write_obj(value, GuestAddress(at)).unwrap();
+        let offset = u128::from(HANDLER);
+        let gate =
+            gate | offset & 0xFFFF | (offset >> 16 & 0xFFFF) << 48 | (offset >> 32) << 64 | 8 << 16 | 1 << 47;
+        put(0x8000 + 14 * 16, gate as u64);
+        put(0x8008 + 14 * 16, (gate >> 64) as u64);
+        put(0x9008, 0x00AF_9B00_0000_FFFF);
+        put(0xA004, 0xB000);
+        put(0xA024, 0xC000);
+        let mut sregs = long_mode();
+        (sregs.idt.base, sregs.idt.limit) = (0x8000, 0xFFF);
+        (sregs.gdt.base, sregs.gdt.limit) = (0x9000, 0x2F);
+        sregs.tr.base = 0xA000;
+        (sregs.cs.selector, sregs.ss.selector, sregs.ss.dpl) = if user { (0x2B, 0x23, 3) } else { (8, 0, 0) };
+        let regs = kvm_regs { rip: 0x40_0000, rsp: 0x6008, rflags: 0x302, ..Default::default() };
+        (memory, regs, sregs)
+    }
+
+    const FAULT: Delivery = Delivery { vector: 14, error_code: Some(6), fault: true, software: false };
+
+    fn frame(memory: &GuestMemory, rsp: u64) -> [u64; 6] {
+        std::array::from_fn(|n| memory.read_obj(GuestAddress(rsp + n as u64 * 8)).unwrap())
+    }
+
+    #[test]
+    fn a_fault_of_the_kernel_stays_on_its_stack() {
+        let (memory, mut regs, mut sregs) = scene(false, 0xE << 40);
+        Registers { memory: &memory, regs: &mut regs, sregs: &mut sregs }.deliver(FAULT).unwrap();
+        assert_eq!((regs.rip, regs.rsp, regs.rflags), (HANDLER, 0x6000 - 48, 2));
+        // The resume flag is saved, and the step flag is not.
+        assert_eq!(frame(&memory, regs.rsp), [6, 0x40_0000, 8, 0x1_0202, 0x6008, 0]);
+    }
+
+    #[test]
+    fn one_of_a_user_changes_the_stack_and_the_privilege() {
+        let (memory, mut regs, mut sregs) = scene(true, 0xF << 40);
+        Registers { memory: &memory, regs: &mut regs, sregs: &mut sregs }.deliver(FAULT).unwrap();
+        assert_eq!(regs.rsp, 0xB000 - 48);
+        assert_eq!(frame(&memory, regs.rsp)[1..], [0x40_0000, 0x2B, 0x1_0202, 0x6008, 0x23]);
+        assert_eq!((sregs.cs.selector, sregs.cs.l, sregs.ss.dpl, sregs.ss.unusable), (8, 1, 0, 1));
+        assert_eq!(regs.rflags, 0x202, "a trap gate leaves IF");
+    }
+
+    #[test]
+    fn a_stack_of_its_own_and_what_is_no_plain_case() {
+        let (memory, regs, mut sregs) = scene(false, 0xE << 40 | 1 << 32);
+        let mut deliver = |delivery| {
+            let mut regs = regs;
+            let entered = Registers { memory: &memory, regs: &mut regs, sregs: &mut sregs }.deliver(delivery);
+            entered.map(|()| regs.rsp)
+        };
+        assert_eq!(deliver(FAULT), Some(0xC000 - 48));
+        assert_eq!(deliver(Delivery { vector: 15, ..FAULT }), None, "no gate");
+    }
+
+    #[test]
+    fn a_user_may_not_call_a_kernel_gate() {
+        let (memory, mut regs, mut sregs) = scene(true, 0xE << 40);
+        let call = Delivery { software: true, fault: false, error_code: None, vector: 14 };
+        let entered = Registers { memory: &memory, regs: &mut regs, sregs: &mut sregs }.deliver(call);
+        assert_eq!((entered, regs.rip), (None, 0x40_0000));
+    }
+
+    #[test]
+    fn system_calls_go_there_and_back() {
+        let (memory, mut regs, mut sregs) = scene(true, 0);
+        let star = 0x0023_0010_0000_0000;
+        regs.rflags = 0x10246;
+        let before = regs.rflags;
+        let mut registers = Registers { memory: &memory, regs: &mut regs, sregs: &mut sregs };
+        registers.syscall(0x40_0002, [star, HANDLER, 0x4_7700]);
+        assert_eq!((registers.regs.rip, registers.regs.rcx, registers.regs.r11), (HANDLER, 0x40_0002, 0x246));
+        assert_eq!(registers.regs.rflags, 0x046);
+        assert_eq!((registers.sregs.cs.selector, registers.sregs.ss.selector), (0x10, 0x18));
+        registers.sysret(star).unwrap();
+        assert_eq!((registers.regs.rip, registers.regs.rflags), (0x40_0002, before & !0x10000));
+        assert_eq!(
+            (registers.sregs.cs.selector, registers.sregs.ss.selector, registers.sregs.ss.dpl),
+            (0x33, 0x2B, 3)
+        );
+        registers.regs.rcx = 1 << 47;
+        assert_eq!(registers.sysret(star), None);
+    }
+}

@@ -101,6 +101,11 @@ pub(super) fn is_exchange(i: &Instruction) -> bool {
     matches!(i.mnemonic(), Mnemonic::Cmpxchg | Mnemonic::Cmpxchg8b | Mnemonic::Cmpxchg16b)
 }
 
+/// May it have the local APIC interrupt its own vCPU? (In x2APIC mode, or by task priority.)
+pub(super) fn touches_apic(i: &Instruction) -> bool {
+    i.mnemonic() == Mnemonic::Wrmsr || (i.mnemonic() == Mnemonic::Mov && i.op0_register() == Register::CR8)
+}
+
 fn store_kind(i: &Instruction) -> StoreKind {
     match i.mnemonic() {
         Mnemonic::Movnti
@@ -177,6 +182,8 @@ fn size(i: &Instruction, used: &UsedMemory) -> u64 {
         Mnemonic::Fxsave | Mnemonic::Fxsave64 => FXSAVE,
         Mnemonic::Xsave | Mnemonic::Xsave64 | Mnemonic::Xsaveopt | Mnemonic::Xsaveopt64 => XSAVE,
         Mnemonic::Xrstor | Mnemonic::Xrstor64 => XSAVE,
+        // Of repeated string instructions it is left open how much they touch: an element at a time.
+        _ if i.is_string_instruction() => i.memory_size().size() as u64,
         _ => used.memory_size().size() as u64,
     }
 }

@@ -23,10 +23,22 @@ pub(crate) struct Events {
     log: Mutex<Vec<Event>>,
     /// Instructions stepped by all vCPUs.
     stepped: AtomicU64,
+    /// Interrupt messages that the machine has sent.
+    messages: AtomicU64,
     turn: Turn,
 }
 
 impl Events {
+    /// Interrupt messages so far.
+    pub(crate) fn messages(&self) -> u64 {
+        self.messages.load(Ordering::Relaxed)
+    }
+
+    /// The machine has sent one.
+    pub(crate) fn message(&self) {
+        self.messages.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// What is watched now.
     pub(crate) fn watch(&self) -> Arc<Watch> {
         Arc::clone(&lock(&self.watch))

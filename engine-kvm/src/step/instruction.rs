@@ -10,8 +10,9 @@ use vm_memory::{Bytes, GuestAddress};
 use super::deliver::{Delivery, Registers};
 use super::effects::{self, Access, Touch};
 use super::walk::{Miss, Paging, Want};
-use super::{Begun, MSR_LSTAR, MSR_SFMASK, MSR_STAR, Next, PAGE, Piece, Stepper, Watch};
+use super::{Begun, IF, MSR_LSTAR, MSR_SFMASK, MSR_STAR, Next, PAGE, Piece, Stepper, Watch};
 
+const EFER_LMA: u64 = 1 << 10;
 const PAGE_FAULT: u8 = 14;
 const PROTECTION: u8 = 13;
 const STACK_FAULT: u8 = 12;
@@ -22,11 +23,19 @@ const WIDEST: u64 = 64;
 /// Can execution be at `rip` after the instruction, when it raised nothing?
 pub(super) fn leads_to(i: &Instruction, rip: u64) -> bool {
     match i.flow_control() {
+        _ if i.is_invalid() => true,
         FlowControl::Next => rip == i.next_ip() || (i.is_string_instruction() && rip == i.ip()),
         FlowControl::ConditionalBranch | FlowControl::UnconditionalBranch if i.near_branch_target() != 0 => {
             rip == i.next_ip() || rip == i.near_branch_target()
         }
         _ => true,
+    }
+}
+
+impl Begun {
+    /// Of an instruction that cannot be told.
+    fn blindly(rip: u64) -> Self {
+        Self { rip, instruction: Instruction::default(), pieces: Vec::new(), behind: None }
     }
 }
 
@@ -114,14 +123,13 @@ impl Stepper {
             }
             Miss::NotCanonical if stack => (STACK_FAULT, 0),
             Miss::NotCanonical => (PROTECTION, 0),
-            Miss::Unknown => {
-                let nothing =
-                    Begun { rip, instruction: Instruction::default(), pieces: Vec::new(), behind: None };
-                return Ok(Next::Run(nothing));
-            }
+            Miss::Unknown => return Ok(Next::Run(Begun::blindly(rip))),
         };
-        self.enter(fd, Delivery { vector, error_code: Some(code), fault: true, software: false })?;
-        Ok(Next::Done)
+        if self.enter(fd, Delivery { vector, error_code: Some(code), fault: true, software: false })? {
+            return Ok(Next::Done);
+        }
+        // KVM raises it, and what its handler does is not seen.
+        Ok(Next::Run(Begun::blindly(rip)))
     }
 
     /// Executes what KVM is better not given while it single-steps.
@@ -134,18 +142,23 @@ impl Stepper {
                 self.halted = true;
                 self.write(fd)?;
             }
-            Mnemonic::Ud0 | Mnemonic::Ud1 | Mnemonic::Ud2 => self.enter(fd, raised(UNDEFINED, true))?,
+            Mnemonic::Ud0 | Mnemonic::Ud1 | Mnemonic::Ud2 => return self.enter(fd, raised(UNDEFINED, true)),
+            // Its shadow holds off the trap too on some processors, and then a HLT behind it would sleep in KVM.
+            Mnemonic::Sti if kernel && self.sregs.efer & EFER_LMA != 0 => {
+                self.shadow = self.regs.rflags & IF == 0;
+                self.opened |= self.shadow;
+                self.regs.rflags |= IF;
+                self.regs.rip = i.next_ip();
+                self.write(fd)?;
+            }
             Mnemonic::Int3 | Mnemonic::Int => {
                 let vector = if i.mnemonic() == Mnemonic::Int3 { 3 } else { i.immediate8() };
                 let at = std::mem::replace(&mut self.regs.rip, i.next_ip());
-                let delivery = raised(vector, false);
-                let mut registers =
-                    Registers { memory: &self.memory, regs: &mut self.regs, sregs: &mut self.sregs };
-                if registers.deliver(delivery).is_none() {
+                let entered = self.enter(fd, raised(vector, false))?;
+                if !entered {
                     self.regs.rip = at;
-                    return Ok(false);
                 }
-                self.write(fd)?;
+                return Ok(entered);
             }
             Mnemonic::Syscall if self.sregs.cs.l != 0 && self.sregs.efer & 1 != 0 => {
                 let msrs = msrs(fd)?;

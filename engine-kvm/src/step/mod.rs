@@ -4,8 +4,8 @@
 //! runs, and read after. The single-step flag is in the guest's RFLAGS, so whatever saves, loads or masks RFLAGS is dealt with:
 //!
 //! - Interrupts are kept away (KVM_GUESTDBG_BLOCKIRQ). Every now and then KVM is made to accept one, which is then
-//!   delivered in software; page faults are foreseen and delivered so too, as are INT n and UD. SYSCALL and SYSRET are
-//!   executed in software. PUSHF's image is mended.
+//!   delivered in software; page faults are foreseen and delivered so too, as are INT n and UD. SYSCALL, SYSRET and STI
+//!   are executed in software. PUSHF's image is mended.
 //! - HLT waits here, looking for an interrupt.
 //! - The trap of MOV SS comes one instruction late, so the next one is told along with it.
 //! - The flag is set anew for each instruction: IRET and POPF load it away, and KVM forgets it where it emulates.
@@ -93,6 +93,10 @@ pub(crate) struct Stepper {
     shadow: bool,
     /// The guest has begun to accept interrupts since they were last looked for.
     opened: bool,
+    /// The machine, or the guest itself, has touched the local APIC since.
+    called: bool,
+    /// Messages of the machine so far.
+    messages: u64,
     since_interrupt: u32,
     log: Vec<Event>,
     /// Exceptions whose handlers ran unseen.
@@ -130,13 +134,15 @@ impl Stepper {
             halted,
             shadow: false,
             opened: true,
+            called: true,
+            messages: 0,
             since_interrupt: BETWEEN_INTERRUPTS,
             log: Vec::new(),
             unseen: 0,
         };
         stepper.read(fd)?;
         if let Some(delivery) = take_injected(fd)? {
-            stepper.enter(fd, delivery)?;
+            stepper.enter_or_inject(fd, delivery)?;
         }
         Ok(Some(stepper))
     }
@@ -158,10 +164,16 @@ impl Stepper {
     }
 
     /// Is an interrupt to be looked for before the next instruction?
-    pub(crate) fn looks_for_interrupt(&self) -> bool {
+    pub(crate) fn looks_for_interrupt(&mut self, events: &Events) -> bool {
+        let messages = events.messages();
+        self.called |= messages != self.messages;
+        self.messages = messages;
+        if self.shadow {
+            return false;
+        }
         let due = self.since_interrupt >= BETWEEN_INTERRUPTS
             && (self.opened || self.since_interrupt.is_multiple_of(LOOK));
-        !self.shadow && (self.halted || (due && self.regs.rflags & IF != 0))
+        self.halted || self.called || (due && self.regs.rflags & IF != 0)
     }
 
     /// Opens the vCPU to interrupts, so that a KVM_RUN that is broken off at once accepts one.
@@ -171,12 +183,12 @@ impl Stepper {
 
     /// Delivers what KVM has accepted.
     pub(crate) fn accept(&mut self, fd: &VcpuFd) -> Result<()> {
-        self.opened = false;
+        (self.opened, self.called) = (false, false);
         self.since_interrupt = self.since_interrupt.saturating_add(1);
         if let Some(delivery) = take_injected(fd)? {
             self.since_interrupt = 0;
             self.halted = false;
-            self.enter(fd, delivery)?;
+            self.enter_or_inject(fd, delivery)?;
         }
         Ok(())
     }
@@ -212,10 +224,8 @@ impl Stepper {
         let Some(begun) = self.begun.take() else { return Ok(()) };
         let before = self.regs.rflags;
         self.read(fd)?;
-        if before & IF == 0 && self.regs.rflags & IF != 0 {
-            self.opened = true;
-            self.shadow |= begun.instruction.mnemonic() == Mnemonic::Sti;
-        }
+        self.opened |= !before & self.regs.rflags & IF != 0;
+        self.called |= effects::touches_apic(&begun.instruction) && self.regs.rflags & IF != 0;
         self.tell(&begun, vcpu, events);
         let mut last = &begun;
         if let Some(behind) = &begun.behind
@@ -291,11 +301,20 @@ impl Stepper {
         fd.set_sregs(&self.sregs).map_err(refused("KVM_SET_SREGS"))
     }
 
-    /// Enters a handler in software. KVM delivers what is no plain case, and its handler runs unseen.
-    fn enter(&mut self, fd: &VcpuFd, delivery: Delivery) -> Result<()> {
+    /// Enters a handler in software; `false`, and nothing has changed, where that is no plain case.
+    fn enter(&mut self, fd: &VcpuFd, delivery: Delivery) -> Result<bool> {
         let mut registers = Registers { memory: &self.memory, regs: &mut self.regs, sregs: &mut self.sregs };
-        if registers.deliver(delivery).is_some() {
-            return self.write(fd);
+        let entered = registers.deliver(delivery).is_some();
+        if entered {
+            self.write(fd)?;
+        }
+        Ok(entered)
+    }
+
+    /// Enters a handler in software, or has KVM do it, so that it runs unseen.
+    fn enter_or_inject(&mut self, fd: &VcpuFd, delivery: Delivery) -> Result<()> {
+        if self.enter(fd, delivery)? {
+            return Ok(());
         }
         self.unseen += 1;
         tracing::warn!(

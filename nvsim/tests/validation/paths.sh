@@ -40,18 +40,19 @@ scenario msync-ext2 map $ext2
 fault() { rm -f $1/new; truncate -s 64k $1/new; sync; xfs_io -c 'mmap -S -rw 0 64k' -c 'mwrite 0 8' $1/new; }
 scenario map-sync-ext4 fault $ext4
 scenario map-sync-xfs fault $xfs
-# The end of a page is cleared in place; whole written pages beyond the end of a file by the driver.
+# The end of a page is cleared in place.
 shorten() { fill $1/short 1; truncate -s 100 $1/short; }
 scenario truncate-ext4 shorten $ext4
 scenario truncate-xfs shorten $xfs
-lengthen() { touch $xfs/long; xfs_io -c 'extsize 64k' $xfs/long; fill $xfs/long 1; truncate -s 64k $xfs/long; }
-scenario zero-pages lengthen
-# Copies on write: of a mapped page, of the edges of an odd write, and all that is shared.
-share() { fill $xfs/one 4; sync; rm -f $xfs/two; xfs_io -f -c "reflink $xfs/one" $xfs/two; }
+# Copies on write: of a mapped page, of the edges of an odd write, of edges that are zeroes, and all that is shared.
+share() { fill $xfs/one 4; sync; rm -f $xfs/two; xfs_io -f -c "reflink $xfs/one" $xfs/two >/dev/null; }
 share; cow_fault() { xfs_io -c 'mmap -rw 0 16k' -c 'mwrite 64 8' $xfs/two; }
 scenario cow-fault cow_fault
 share; cow_write() { printf abc | dd of=$xfs/two bs=3 seek=100 conv=notrunc; }
 scenario cow-write cow_write
+xfs_io -f -c 'falloc 0 16k' $xfs/three; xfs_io -f -c "reflink $xfs/three" $xfs/four >/dev/null
+cow_zeroes() { printf abc | dd of=$xfs/four bs=3 seek=100 conv=notrunc; }
+scenario cow-zeroes cow_zeroes
 share; unshare() { xfs_io -c 'funshare 0 16k' $xfs/two; }
 scenario unshare unshare
 # Past the file system: the driver itself, BTT, flush hints, taking a region's durability for granted no longer.
@@ -60,7 +61,7 @@ scenario btt dd if=/dev/zero of=/dev/pmem3s bs=4096 count=1 oflag=direct
 deep() { echo 1 >/sys/bus/nd/devices/region4/deep_flush; }
 scenario deep-flush deep
 # Poison: a write(2) over it is the driver's recovery, a write of the driver clears it.
-poison() { ndctl inject-error -q --block="$2" --count=1 "$1" >/dev/null; ndctl start-scrub >/dev/null; ndctl wait-scrub >/dev/null; }
+poison() { ndctl inject-error --block="$2" --count=1 "$1" >/dev/null; ndctl start-scrub >/dev/null; ndctl wait-scrub >/dev/null; }
 namespace() { ndctl list -N | tr -d ' ",' | awk -F: -v device="$1" '/^dev:/ { dev = $2 } /^blockdev:/ { if ($2 == device) print dev }'; }
 fill $ext4/poisoned 1; sync
 sector=$(xfs_io -c 'fiemap -v' $ext4/poisoned | awk '$1 == "0:" { split($3, r, "."); print r[1] }')
@@ -71,12 +72,12 @@ poison "$(namespace pmem4)" 64
 scenario clear dd if=/dev/zero of=/dev/pmem4 bs=4096 seek=8 count=1 oflag=direct
 # dm-writecache: small stores, whole blocks, its commit.
 cached_disk() {
-    echo "0 $(cat /sys/block/vda/size) writecache p /dev/vda /dev/pmem4 4096 0" | dmsetup create wc &&
-        dd if=/dev/urandom of=/dev/mapper/wc bs=4096 count=4 oflag=direct conv=fsync && dmsetup remove wc
+    echo "0 $(cat /sys/block/vda/size) writecache p /dev/vda /dev/pmem4 4096 0" | dmsetup --noudevsync create wc && dmsetup mknodes &&
+        dd if=/dev/urandom of=/dev/mapper/wc bs=4096 count=4 oflag=direct conv=fsync && dmsetup --noudevsync remove wc
 }
 dd if=/dev/zero of=/dev/pmem4 bs=64k count=1 2>/dev/null; sync
 scenario writecache cached_disk
 # The driver goes.
-unbind() { echo "$(namespace pmem4)" >/sys/bus/nd/drivers/nd_pmem/unbind; }
+unbind() { cd /sys/bus/nd/drivers/nd_pmem && echo pfn4.* >unbind; }
 scenario unbind unbind
 exit 0
