@@ -8,7 +8,7 @@ mod common;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use common::{Ran, exec, nvsim};
+use common::{Ran, nvsim};
 use tempfile::tempdir;
 
 /// One file system each, a sector namespace for BTT, and one that stays empty.
