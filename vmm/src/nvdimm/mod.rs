@@ -7,8 +7,8 @@
 pub mod aml;
 pub mod backing;
 mod entropy;
-mod fault;
 mod error;
+mod fault;
 pub mod hint;
 mod host;
 mod journal;
