@@ -236,9 +236,9 @@ impl Vcpu {
     }
 
     fn step_with(&mut self, stepper: &mut Stepper, watch: &Watch) -> Result<Option<ExitKind>> {
-        let (id, events) = (self.seat.id, Arc::clone(&self.seat.partition));
-        let events = &events.events;
-        stepper.complete(&self.seat.fd, id, events)?;
+        let (id, partition) = (self.seat.id, Arc::clone(&self.seat.partition));
+        let events = &partition.events;
+        stepper.complete(&self.seat.fd, (id, partition.clock.now()), events)?;
         if self.seat.kick.take() {
             return Ok(Some(ExitKind::Kicked));
         }
@@ -261,7 +261,7 @@ impl Vcpu {
             Ok(()) => {
                 let kind = self.exited();
                 if kind.is_none() {
-                    stepper.complete(&self.seat.fd, id, events)?;
+                    stepper.complete(&self.seat.fd, (id, partition.clock.now()), events)?;
                 }
                 Ok(kind)
             }

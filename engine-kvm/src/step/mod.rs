@@ -21,8 +21,8 @@ mod walk;
 
 use std::time::Duration;
 
-use engine::event::{Event, EventKind, FenceKind};
-use engine::{GuestMemory, Result};
+use engine::event::{Event, EventKind, FenceKind, StoreKind};
+use engine::{GuestMemory, Result, VcpuId};
 use iced_x86::{Instruction, InstructionInfoFactory, Mnemonic, Register};
 use kvm_bindings::{
     KVM_GUESTDBG_BLOCKIRQ, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, KVM_MP_STATE_HALTED,
@@ -99,6 +99,8 @@ pub(crate) struct Stepper {
     messages: u64,
     since_interrupt: u32,
     log: Vec<Event>,
+    /// It has flushed or posted something that no fence has followed.
+    unfenced: bool,
     /// Exceptions whose handlers ran unseen.
     unseen: u64,
 }
@@ -138,6 +140,7 @@ impl Stepper {
             messages: 0,
             since_interrupt: BETWEEN_INTERRUPTS,
             log: Vec::new(),
+            unfenced: false,
             unseen: 0,
         };
         stepper.read(fd)?;
@@ -219,20 +222,20 @@ impl Stepper {
         self.begun = None;
     }
 
-    /// The instruction that was begun is over: tells what it did.
-    pub(crate) fn complete(&mut self, fd: &VcpuFd, vcpu: engine::VcpuId, events: &Events) -> Result<()> {
+    /// The instruction that was begun is over: tells what it did; `who` is the vCPU and guest time.
+    pub(crate) fn complete(&mut self, fd: &VcpuFd, who: (VcpuId, u64), events: &Events) -> Result<()> {
         let Some(begun) = self.begun.take() else { return Ok(()) };
         let before = self.regs.rflags;
         self.read(fd)?;
         self.opened |= !before & self.regs.rflags & IF != 0;
         self.called |= effects::touches_apic(&begun.instruction) && self.regs.rflags & IF != 0;
-        self.tell(&begun, vcpu, events);
+        self.tell(&begun, who, events);
         let mut last = &begun;
         if let Some(behind) = &begun.behind
             && self.regs.rip != begun.instruction.next_ip()
         {
             self.shadow = false;
-            self.tell(behind, vcpu, events);
+            self.tell(behind, who, events);
             last = behind;
         }
         if !instruction::leads_to(&last.instruction, self.regs.rip) {
@@ -248,7 +251,7 @@ impl Stepper {
         Ok(())
     }
 
-    fn tell(&mut self, begun: &Begun, vcpu: engine::VcpuId, events: &Events) {
+    fn tell(&mut self, begun: &Begun, (vcpu, time): (VcpuId, u64), events: &Events) {
         let i = &begun.instruction;
         if matches!(i.mnemonic(), Mnemonic::Pushf | Mnemonic::Pushfd | Mnemonic::Pushfq) {
             self.mend_pushed_flags();
@@ -256,7 +259,12 @@ impl Stepper {
         let failed = effects::is_exchange(i) && self.regs.rflags & ZF == 0;
         let over = self.regs.rip != begun.rip;
         let number = if over { events.count() } else { events.number() };
-        let mut log = |kind| self.log.push(Event { vcpu, rip: begun.rip, instruction: number, kind });
+        let (rip, unfenced, told) = (begun.rip, &mut self.unfenced, &mut self.log);
+        let mut log = |kind| {
+            if concerns(&kind, unfenced) {
+                told.push(Event { vcpu, rip, instruction: number, time, kind });
+            }
+        };
         for piece in &begun.pieces {
             let Piece { addr, len, touch } = *piece;
             match touch {
@@ -323,6 +331,19 @@ impl Stepper {
         );
         inject(fd, delivery)
     }
+}
+
+/// Is it an event? A fence is if it is one for its own sake, or has something to order.
+fn concerns(kind: &EventKind, unfenced: &mut bool) -> bool {
+    match kind {
+        EventKind::Flush { .. } | EventKind::Store { kind: StoreKind::NonTemporal, .. } => *unfenced = true,
+        EventKind::Fence { kind: FenceKind::Locked } if !*unfenced => return false,
+        // Whether these are fences is for the medium to say: they close nothing.
+        EventKind::Fence { kind: FenceKind::LockedFailed | FenceKind::Serialising } => return *unfenced,
+        EventKind::Fence { .. } => *unfenced = false,
+        EventKind::Store { .. } | EventKind::Load { .. } => {}
+    }
+    true
 }
 
 fn debug(fd: &VcpuFd, control: u32) -> Result<()> {
