@@ -25,6 +25,28 @@ pub enum Node {
     Device(u32, u32),
 }
 
+/// An entry of an archive: its path, the type and permission bits of its mode, and its contents.
+pub type Entry<'a> = (&'a str, u32, &'a [u8]);
+
+/// The entries of a "newc" archive, up to the first that makes no sense.
+pub fn entries(archive: &[u8]) -> impl Iterator<Item = Entry<'_>> {
+    let mut at = 0usize;
+    std::iter::from_fn(move || {
+        let head = archive.get(at..)?.get(..110).filter(|head| head.starts_with(b"070701"))?;
+        let number = |n: usize| {
+            let digits = std::str::from_utf8(&head[6 + 8 * n..14 + 8 * n]).ok()?;
+            u32::from_str_radix(digits, 16).ok()
+        };
+        let (mode, size, name) = (number(1)?, number(6)? as usize, number(11)? as usize);
+        let start = (at + 110).checked_add(name)?;
+        let path = std::str::from_utf8(archive.get(at + 110..start.checked_sub(1)?)?).ok()?;
+        let data = start.next_multiple_of(4);
+        let contents = archive.get(data..data.checked_add(size)?)?;
+        at = (data + size).next_multiple_of(4);
+        (path != "TRAILER!!!").then_some((path, mode, contents))
+    })
+}
+
 /// Files of a guest, by path without leading slash. Deterministic: the same files give the same archive.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Tree {
@@ -184,5 +206,19 @@ mod tests {
         assert_eq!(&cpio[112..120], b"hello\0\0\0");
         assert_eq!(&cpio[120 + 110..120 + 120], b"TRAILER!!!");
         assert_eq!(cpio.len() % 512, 0);
+    }
+
+    #[test]
+    fn an_archive_is_read_as_it_was_written() {
+        let mut tree = Tree::merged();
+        tree.file("/sbin/tool", 0o755, "odd");
+        tree.link("/lib/one.so", "two.so");
+        let archive = tree.to_cpio();
+        let found: Vec<Entry<'_>> = entries(&archive).filter(|entry| !entry.2.is_empty()).collect();
+        assert!(found.contains(&("usr/sbin/tool", 0o100_755, b"odd")), "{found:?}");
+        assert!(found.contains(&("usr/lib/one.so", 0o120_777, b"two.so")), "{found:?}");
+        for cut in 0..archive.len() {
+            let _ = entries(&archive[..cut]).count();
+        }
     }
 }

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -109,6 +110,38 @@ impl Image {
             release: manifest.kernel.clone(),
             manifest: Some(manifest),
         })
+    }
+
+    /// Unpacks some files of the initial RAM disk into a folder, programs and libraries for the host to run; gives how many.
+    pub fn unpack(&self, into: &Path, wanted: impl Fn(&str) -> bool) -> Result<usize> {
+        const TYPE: u32 = 0o170_000;
+        const FILE: u32 = 0o100_000;
+        const LINK: u32 = 0o120_000;
+        let Some(path) = &self.initramfs else { return Ok(0) };
+        let archive = fs::read(path).at("read", path)?;
+        let mut count = 0;
+        for (name, mode, data) in crate::cpio::entries(&archive).filter(|entry| wanted(entry.0)) {
+            let plain = |path: &Path| path.components().all(|part| matches!(part, Component::Normal(_)));
+            let to = into.join(name);
+            let (true, Some(folder)) = (plain(Path::new(name)), to.parent()) else { continue };
+            fs::create_dir_all(folder).at("create", folder)?;
+            match mode & TYPE {
+                FILE => {
+                    fs::write(&to, data).at("write", &to)?;
+                    fs::set_permissions(&to, fs::Permissions::from_mode(mode & 0o777)).at("write", &to)?;
+                }
+                LINK => {
+                    // A link that leads out of its folder is of no use here.
+                    let target = std::str::from_utf8(data).map(Path::new).unwrap_or(Path::new("/"));
+                    if !plain(target) || symlink(target, &to).is_err() {
+                        continue;
+                    }
+                }
+                _ => continue,
+            }
+            count += 1;
+        }
+        Ok(count)
     }
 
     /// Compares every file with the hash in the manifest.

@@ -61,6 +61,10 @@ pub enum Command {
     Cut(CutArgs),
     /// Look at a trace.
     Trace(TraceArgs),
+    /// Say what a power cut would leave in doubt, and why.
+    Explain(crate::look::ExplainArgs),
+    /// Draw a recorded run as a page.
+    Report(crate::look::ReportArgs),
     /// Say what this host can do.
     Doctor(DoctorArgs),
 }

@@ -5,6 +5,7 @@ mod cut;
 mod dimm;
 mod doctor;
 mod image;
+mod look;
 mod run;
 mod snapshot;
 mod survivors;
@@ -37,6 +38,8 @@ fn main() -> ExitCode {
         Command::Dimm(args) => dimm::dimm(args).map(|()| ExitCode::SUCCESS),
         Command::Cut(args) => cut::cut(&args).map(|()| ExitCode::SUCCESS),
         Command::Trace(args) => trace_view::trace(&args).map(|()| ExitCode::SUCCESS),
+        Command::Explain(args) => look::explain(&args).map(|()| ExitCode::SUCCESS),
+        Command::Report(args) => look::report(&args).map(|()| ExitCode::SUCCESS),
         Command::Doctor(args) => doctor::doctor(&args),
     };
     result.unwrap_or_else(|error| {

@@ -111,6 +111,8 @@ pub struct Explained {
     pub explanation: Explanation,
     /// The DIMMs' files.
     pub images: Images,
+    /// Name of the guest image that ran.
+    pub image: String,
 }
 
 /// Says what a cut at a moment, or at the end, would leave undecided.
@@ -120,10 +122,10 @@ pub struct Explained {
 pub fn explain(source: &Source, when: Option<&When>) -> Result<Explained> {
     let replayed = source.replay(when, |_, _, _| {})?;
     let explanation = of_replayed(source, &replayed)?;
-    let Replayed { medium, images, .. } = replayed;
+    let Replayed { reader, medium, images, .. } = replayed;
     let sure = medium.cut(&images).sure().clone();
     images.apply(&sure)?;
-    Ok(Explained { explanation, images })
+    Ok(Explained { explanation, images, image: reader.header().image.clone() })
 }
 
 /// The same for a trace that was played already.

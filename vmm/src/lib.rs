@@ -29,5 +29,5 @@ pub use error::{Error, Result};
 pub use machine::{Machine, MachineSpec, Wiring};
 pub use outcome::{Mark, Outcome, Report, Statistics};
 pub use remote::{Keyboard, Remote, StopReason};
-pub use sight::{Sight, VirtualMemory};
+pub use sight::{Sight, Stand, VirtualMemory};
 pub use snapshot::{Snapshot, SnapshotInfo};

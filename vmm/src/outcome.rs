@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use engine::{CpuState, ExitKind, VcpuId};
+use engine::ExitKind;
+use crate::sight::Stand;
 use serde::{Deserialize, Serialize};
 
 /// Why a run ended.
@@ -69,9 +70,9 @@ pub struct Statistics {
     pub exits: BTreeMap<String, u64>,
     /// The first marks of the last boot, at most [`Statistics::MARKS`].
     pub marks: Vec<Mark>,
-    /// Each processor as it was when the last boot ended: where it stood, and on which stack.
+    /// Where each processor stood when the kernel panicked, or else when the last boot ended.
     #[serde(skip)]
-    pub processors: Vec<(VcpuId, CpuState)>,
+    pub processors: Vec<Stand>,
 }
 
 impl Statistics {

@@ -34,6 +34,8 @@ struct Shared {
     bell: Condvar,
     /// A copy of `signals.rung` that costs nothing to look at.
     rung: AtomicBool,
+    /// The guest's kernel has begun its last words.
+    panicked: AtomicBool,
 }
 
 /// A remote control. Clones control the same machine.
@@ -54,6 +56,16 @@ impl Remote {
     /// access, as soon as that access's instruction is done.
     pub fn pause(&self) {
         self.ring(|signals| signals.pause = true);
+    }
+
+    /// Notes that the guest's kernel has begun its last words: where its processors stand now is worth knowing.
+    pub(crate) fn note_panic(&self) {
+        self.shared.panicked.store(true, Ordering::Release);
+    }
+
+    /// Whether the guest's kernel has begun its last words.
+    pub(crate) fn is_panicked(&self) -> bool {
+        self.shared.panicked.load(Ordering::Acquire)
     }
 
     /// Makes the machine look at its serial backends soon.

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant};
 
-use engine::{Entry, Exit, ExitKind, Partition, Processor, Seat};
+use engine::{Entry, Exit, ExitKind, Partition, Processor, Seat, VcpuId};
 
 use crate::board::Board;
 use crate::devices::Action;
@@ -17,6 +17,7 @@ use crate::layout::port;
 use crate::outcome::{Mark, Outcome, Statistics};
 use crate::recording::{Recorder, mark_name};
 use crate::remote::{Remote, StopReason};
+use crate::sight::Stand;
 use crate::rest::{Processors, Rest};
 use crate::{Error, Result};
 
@@ -143,17 +144,17 @@ impl<'a> Session<'a> {
         for (vcpu, state) in (0..).zip(&start.vcpus).filter(|(vcpu, _)| vcpus.contains(vcpu)) {
             processor.restore(vcpu, state)?;
         }
-        let went = self.go(&mut *processor, statistics);
+        let went = self.go(&mut *processor, &vcpus, statistics);
         if went.is_ok() && self.ended.load(Ordering::Acquire) == RESTS && self.rest.meet() {
             self.rest.save(&mut *processor, &vcpus)?;
         }
-        // Where they stand tells why it ended; an engine that has failed may not know.
-        let states = vcpus.into_iter().filter_map(|vcpu| Some((vcpu, processor.save(vcpu).ok()?)));
-        statistics.processors.extend(states);
+        if statistics.processors.is_empty() {
+            statistics.processors = self.stand(&mut *processor, &vcpus);
+        }
         went
     }
 
-    fn go(&self, processor: &mut dyn Processor, statistics: &mut Statistics) -> Result<()> {
+    fn go(&self, processor: &mut dyn Processor, vcpus: &[VcpuId], statistics: &mut Statistics) -> Result<()> {
         let mut entry = Entry::Resume;
         loop {
             let ended = self.ended.load(Ordering::Acquire);
@@ -185,6 +186,10 @@ impl<'a> Session<'a> {
                 && recorder.after_answer(exit, &*self.partition, processor, self.board().nvdimms_mut())?
             {
                 self.over(Outcome::PowerCut);
+            }
+            // A kernel that panics may go far before the run ends.
+            if statistics.processors.is_empty() && self.remote.is_panicked() {
+                statistics.processors = self.stand(processor, vcpus);
             }
         }
     }
@@ -327,5 +332,12 @@ impl<'a> Session<'a> {
 
     fn board(&self) -> MutexGuard<'_, &'a mut Board> {
         self.board.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where processors stand; an engine that has failed may not know.
+    fn stand(&self, processor: &mut dyn Processor, vcpus: &[VcpuId]) -> Vec<Stand> {
+        let board = self.board();
+        let stand = |&vcpu: &VcpuId| Some(Stand::new(vcpu, processor.save(vcpu).ok()?, board.memory()));
+        vcpus.iter().filter_map(stand).collect()
     }
 }

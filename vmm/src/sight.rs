@@ -1,7 +1,7 @@
 //! What a guest's kernel is doing, seen from outside: its memory by virtual address (Intel SDM vol. 3, 4.5), the names of
 //! its code, its call chains.
 
-use engine::{CpuState, GuestMemory};
+use engine::{CpuState, GuestMemory, VcpuId};
 use symbols::{Chain, Code, Kernel, Memory, Registers};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -84,6 +84,51 @@ impl Memory for VirtualMemory<'_> {
     }
 }
 
+/// Where a processor stood: its state, and its stack, which the guest may have used again since.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stand {
+    /// Which.
+    pub vcpu: VcpuId,
+    /// Its state.
+    pub state: CpuState,
+    stack: Vec<u8>,
+}
+
+impl Stand {
+    /// Bytes of a stack of Linux, and their alignment.
+    const STACK: u64 = 16 << 10;
+
+    /// A processor as it is now.
+    #[must_use]
+    pub fn new(vcpu: VcpuId, state: CpuState, memory: &GuestMemory) -> Self {
+        let sp = registers(&state).sp;
+        let mut stack = vec![0; (Self::STACK - sp % Self::STACK) as usize];
+        if !VirtualMemory::new(memory, &state).read(sp, &mut stack) {
+            stack.clear();
+        }
+        Self { vcpu, state, stack }
+    }
+
+    /// Memory as it was, as far as it is kept.
+    fn memory<'a>(&'a self, memory: &'a GuestMemory) -> impl FnMut(u64, &mut [u8]) -> bool + 'a {
+        let sp = registers(&self.state).sp;
+        let mut now = VirtualMemory::new(memory, &self.state);
+        move |address, bytes| {
+            let kept = address.checked_sub(sp).and_then(|at| {
+                let at = usize::try_from(at).ok()?;
+                self.stack.get(at..at.checked_add(bytes.len())?)
+            });
+            match kept {
+                Some(kept) => {
+                    bytes.copy_from_slice(kept);
+                    true
+                }
+                None => now.read(address, bytes),
+            }
+        }
+    }
+}
+
 /// The registers from which a call chain is found.
 #[must_use]
 pub fn registers(state: &CpuState) -> Registers {
@@ -125,20 +170,24 @@ impl Sight {
 
     /// Where a processor is, and by which calls it got there.
     pub fn chain(&mut self, memory: &GuestMemory, state: &CpuState) -> Chain {
-        let mut memory = VirtualMemory::new(memory, state);
-        let registers = registers(state);
-        self.code.notice(registers.ip, &mut memory);
-        let mut chain = self.code.unwind(registers, &mut memory);
-        // A module further up the chain that is not known yet makes the rest of it a guess.
-        if !chain.whole {
-            let strange: Vec<u64> = chain.frames.iter().map(|frame| frame.ip).collect();
-            let known = self.code.modules().len();
-            strange.into_iter().for_each(|ip| self.code.notice(ip, &mut memory));
-            if self.code.modules().len() != known {
-                chain = self.code.unwind(registers, &mut memory);
-            }
+        self.unwind(registers(state), &mut VirtualMemory::new(memory, state))
+    }
+
+    /// Where a processor stood, and by which calls it had got there.
+    pub fn chain_of(&mut self, memory: &GuestMemory, stand: &Stand) -> Chain {
+        self.unwind(registers(&stand.state), &mut stand.memory(memory))
+    }
+
+    fn unwind(&mut self, registers: Registers, memory: &mut dyn Memory) -> Chain {
+        self.code.notice(registers.ip, memory);
+        let chain = self.code.unwind(registers, memory);
+        if chain.whole {
+            return chain;
         }
-        chain
+        // A module further up that is not known yet makes the rest of the chain a guess.
+        let known = self.code.modules().len();
+        chain.frames.iter().for_each(|frame| self.code.notice(frame.ip, memory));
+        if self.code.modules().len() == known { chain } else { self.code.unwind(registers, memory) }
     }
 }
 

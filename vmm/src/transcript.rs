@@ -129,7 +129,11 @@ impl SerialBackend for Recorded {
 
     fn output(&mut self, byte: u8) {
         self.backend.output(byte);
-        if self.transcript.hear(byte) {
+        let is_over = self.transcript.hear(byte);
+        if byte == b'\n' && self.transcript.panicked() {
+            self.remote.note_panic();
+        }
+        if is_over {
             self.remote.stop(StopReason::Panic);
         }
     }

@@ -131,6 +131,8 @@ pub struct Namespace {
     pub offset: u64,
     /// Bytes of the region that it takes.
     pub raw_size: u64,
+    /// Offset in the namespace of the user's first byte; 0 for sectors, which have no fixed place.
+    pub data_offset: u64,
     /// Bytes that the user gets.
     pub size: u64,
     /// Where the page map lives (fsdax, devdax).
@@ -295,6 +297,7 @@ impl Namespace {
             uuid: raw_uuid,
             offset,
             raw_size,
+            data_offset: 0,
             size: raw_size,
             map: None,
             align: None,
@@ -381,6 +384,7 @@ impl Namespace {
     fn adopt_pfn(&mut self, info: &PfnInfo) {
         self.mode = if info.devdax { Mode::Devdax } else { Mode::Fsdax };
         self.uuid = info.uuid;
+        self.data_offset = info.data_offset;
         self.size = info.usable();
         self.map = Some(info.map);
         self.align = Some(info.align);

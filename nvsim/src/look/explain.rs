@@ -17,10 +17,11 @@ const FILES: usize = 4;
 
 /// Explains.
 pub fn explain(args: &ExplainArgs) -> Result<()> {
-    let view::Explained { mut explanation, images } = view::explain(&Source::new(&args.trace), args.at.as_ref())?;
+    let source = Source::new(&args.trace);
+    let view::Explained { mut explanation, images, image } = view::explain(&source, args.at.as_ref())?;
     if !args.no_files {
         let places: Vec<(usize, u64)> = explanation.lines.iter().map(|line| (line.dimm, line.offset)).collect();
-        let found = FileSystems::read(&images, &explanation.image).locate(&places);
+        let found = FileSystems::read(&images, &image).locate(&places);
         explanation.locate(|dimm, offset| found.get(&(dimm, offset)).cloned());
     }
     if args.json {

@@ -33,16 +33,22 @@ impl Stand {
             return Vec::new();
         }
         let mut sight = sight(kernel);
-        let stands = report.statistics.processors.iter().map(|(vcpu, state)| {
-            let rip = state.registers.rip;
+        let stands = report.statistics.processors.iter().map(|stand| {
+            let rip = stand.state.registers.rip;
             let chain = match &mut sight {
                 Some(sight) => {
-                    let chain = sight.chain(machine.memory(), state);
-                    named(sight, &chain)
+                    let chain = sight.chain_of(machine.memory(), stand);
+                    let mut names = named(sight, &chain);
+                    // How the kernel tells of its panic is not how it came to it.
+                    if report.outcome == Outcome::Panic {
+                        let panic = names.iter().rposition(|name| name.starts_with("panic+"));
+                        names.drain(..panic.unwrap_or(0));
+                    }
+                    names
                 }
                 None => vec![format!("{rip:#x}")],
             };
-            Self { vcpu: u32::from(*vcpu), rip, chain }
+            Self { vcpu: u32::from(stand.vcpu), rip, chain }
         });
         stands.collect()
     }

@@ -116,6 +116,9 @@ pub struct NamespaceInfo {
     pub offset: u64,
     /// Bytes of the region that it takes.
     pub raw_size: u64,
+    /// Offset in the namespace of the user's first byte.
+    #[serde(skip)]
+    pub data_offset: u64,
 }
 
 impl From<&Namespace> for NamespaceInfo {
@@ -131,6 +134,7 @@ impl From<&Namespace> for NamespaceInfo {
             name: n.name.clone(),
             offset: n.offset,
             raw_size: n.raw_size,
+            data_offset: n.data_offset,
         }
     }
 }
