@@ -43,7 +43,9 @@ fn main() -> ExitCode {
         Command::Doctor(args) => doctor::doctor(&args),
     };
     result.unwrap_or_else(|error| {
-        if error.downcast_ref().is_some_and(|error| matches!(error, vmm::Error::NeverCame { .. })) {
+        let cut = error.downcast_ref().is_some_and(|error| matches!(error, vmm::Error::NeverCame { .. }));
+        let look = error.downcast_ref().is_some_and(|error| matches!(error, view::Error::NeverCame { .. }));
+        if cut || look {
             anstream::eprintln!("{style}nvsim:{style:#} {}", chain(&error), style = cli::ERROR);
             return ExitCode::from(run::NEVER_CAME);
         }

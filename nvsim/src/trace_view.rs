@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 use clap::builder::styling::{AnsiColor, Style};
 use serde::Serialize;
 use trace::{Cutter, End, Event, Header, Kind, Verdict};
+use view::place;
 
 use crate::cli::{ShowArgs, TraceArgs, TraceCommand};
 use crate::cut::open;
@@ -118,7 +119,7 @@ impl Row {
             instruction: event.instruction,
             time: event.time,
             vcpu: event.vcpu,
-            rip: place(event.rip),
+            rip: String::new(),
             kind: event.kind.name(),
             address: extent.map(|(address, _)| format!("{address:#x}")),
             len: extent.map(|(_, len)| len),
@@ -161,11 +162,6 @@ impl Row {
         }
         text
     }
-}
-
-/// How a place in the code is written.
-fn place(rip: u64) -> String {
-    format!("{rip:#x}")
 }
 
 fn style(kind: &str) -> Style {
@@ -265,9 +261,10 @@ fn show_to<R: io::Read>(
         }
         let shown = from.is_none() && begins != Some(Verdict::After) && filter.takes(&event);
         if shown {
-            let chain = event.chain;
+            let (chain, rip) = (event.chain, event.rip);
             let mut row = Row::new(number, &event);
-            row.chain = trace.chain(chain).iter().map(|&frame| place(frame)).collect();
+            row.rip = place(trace, rip);
+            row.chain = view::callers(trace, chain, rip);
             let text = row.text();
             if filter.text.as_ref().is_none_or(|part| text.contains(part)) {
                 let text = if args.json { serde_json::to_string(&row)? } else { text };

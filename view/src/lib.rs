@@ -17,5 +17,6 @@ mod timeline;
 pub use error::{Error, Result};
 pub use explain::{Cause, Explained, Explanation, Line, Place, Store, explain};
 pub use images::Images;
+pub use names::{callers, place};
 pub use page::report;
 pub use replay::{Reached, Source};

@@ -5,12 +5,14 @@ use std::io::Read;
 use trace::Reader;
 
 /// What an address is called; the bare number where it has no name.
+#[must_use]
 pub fn place<R: Read>(reader: &Reader<R>, address: u64) -> String {
     reader.name(address).map_or_else(|| format!("{address:#x}"), str::to_owned)
 }
 
 /// The calls that led to an instruction, the innermost first, without the instruction's own place; what is no more than
 /// likely has a `?` before it.
+#[must_use]
 pub fn callers<R: Read>(reader: &Reader<R>, chain: u32, rip: u64) -> Vec<String> {
     let frames = reader.chain(chain);
     let own = frames.first().is_some_and(|&first| same_function(reader, trace::frame(first).0, rip));

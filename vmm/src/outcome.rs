@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 
 use engine::ExitKind;
-use crate::sight::Stand;
+
 use serde::{Deserialize, Serialize};
+
+use crate::sight::Stand;
 
 /// Why a run ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

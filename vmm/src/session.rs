@@ -17,8 +17,8 @@ use crate::layout::port;
 use crate::outcome::{Mark, Outcome, Statistics};
 use crate::recording::{Recorder, mark_name};
 use crate::remote::{Remote, StopReason};
-use crate::sight::Stand;
 use crate::rest::{Processors, Rest};
+use crate::sight::Stand;
 use crate::{Error, Result};
 
 /// How a session ended.

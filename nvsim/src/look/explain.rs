@@ -20,7 +20,8 @@ pub fn explain(args: &ExplainArgs) -> Result<()> {
     let source = Source::new(&args.trace);
     let view::Explained { mut explanation, images, image } = view::explain(&source, args.at.as_ref())?;
     if !args.no_files {
-        let places: Vec<(usize, u64)> = explanation.lines.iter().map(|line| (line.dimm, line.offset)).collect();
+        let places: Vec<(usize, u64)> =
+            explanation.lines.iter().map(|line| (line.dimm, line.offset)).collect();
         let found = FileSystems::read(&images, &image).locate(&places);
         explanation.locate(|dimm, offset| found.get(&(dimm, offset)).cloned());
     }
@@ -73,14 +74,20 @@ fn show(args: &ExplainArgs, explanation: &Explanation, palette: Palette) {
     let moment = args.at.as_ref().map_or_else(|| "the end".to_owned(), ToString::to_string);
     let reached = &explanation.reached;
     let seconds = reached.time as f64 / 1e9;
-    println!("At {moment}: after {} events, at instruction {}, {seconds:.9} s.", reached.events, reached.instruction);
+    println!(
+        "At {moment}: after {} events, at instruction {}, {seconds:.9} s.",
+        reached.events, reached.instruction
+    );
     let lines = explanation.lines.len();
     if lines == 0 {
         println!("{} A power cut leaves one image only.", palette.good("Nothing is in doubt."));
         return;
     }
     let (are, images) = (if lines == 1 { "line is" } else { "lines are" }, explanation.states_in_short());
-    println!("{} A power cut leaves one of {images} images.\n", palette.bold(&format!("{lines} {are} in doubt.")));
+    println!(
+        "{} A power cut leaves one of {images} images.\n",
+        palette.bold(&format!("{lines} {are} in doubt."))
+    );
 
     let mut rows = palette.table(&["MISSING", "LINES", "STORES", "STORED BY", "IN"]);
     for cause in &explanation.causes {

@@ -17,7 +17,9 @@ const INODES: usize = 1000;
 
 /// Names what is at some offsets.
 pub fn locate(tools: &Tools, image: &Path, offsets: &BTreeSet<u64>) -> Result<HashMap<u64, Place>> {
-    let ask = |commands: &str| tools.run("debugfs", &[OsStr::new("-f"), OsStr::new("-"), image.as_os_str()], commands);
+    let ask = |commands: &str| {
+        tools.run("debugfs", &[OsStr::new("-f"), OsStr::new("-"), image.as_os_str()], commands)
+    };
     let layout = Layout::parse(&ask("stats\n")?);
     let blocks: BTreeSet<u64> = offsets.iter().map(|offset| offset / layout.block).collect();
     let blocks: Vec<String> = blocks.iter().map(ToString::to_string).collect();
@@ -42,7 +44,8 @@ pub fn locate(tools: &Tools, image: &Path, offsets: &BTreeSet<u64>) -> Result<Ha
             };
         };
         let logical = extents.get(&inode).and_then(|spans: &Vec<Span>| {
-            let span = spans.iter().find(|span| (span.physical..span.physical + span.len).contains(&block))?;
+            let span =
+                spans.iter().find(|span| (span.physical..span.physical + span.len).contains(&block))?;
             Some((span.logical + block - span.physical) * layout.block + within)
         });
         let name = match (inode, path(inode)) {
@@ -191,7 +194,10 @@ Inode size:\t          256
         assert_eq!(layout.inode_at(41 * 4096 + 0xb00), Some(12));
         assert_eq!(layout.inode_at(553 * 4096), Some(8193));
         assert_eq!(layout.inode_at(40 * 4096), None);
-        assert_eq!([0, 10, 25, 30].map(|b| layout.name_of(b)), ["superblock", "block bitmap", "inode bitmap", "free or metadata"]);
+        assert_eq!(
+            [0, 10, 25, 30].map(|b| layout.name_of(b)),
+            ["superblock", "block bitmap", "inode bitmap", "free or metadata"]
+        );
         // Nothing can be read: nothing is found.
         assert_eq!(Layout::parse("").inode_at(0), None);
     }
@@ -200,7 +206,8 @@ Inode size:\t          256
     fn debugfs_is_understood() {
         let blocks = "debugfs: icheck 1 2065\nBlock\tInode number\n1\t<block not found>\n2065\t12\n";
         assert_eq!(owners(blocks), BTreeMap::from([(2065, 12)]));
-        let names = paths("debugfs: ncheck 12\nInode\tPathname\n12\t//hello.txt\n12\t//again\n13\t//dir/a\u{7}b\n");
+        let names =
+            paths("debugfs: ncheck 12\nInode\tPathname\n12\t//hello.txt\n12\t//again\n13\t//dir/a\u{7}b\n");
         assert_eq!((names[&12].as_str(), names[&13].as_str()), ("/hello.txt", "/dir/a\u{fffd}b"));
         let listed = "Level Entries       Logical      Physical Length Flags\n 0/ 0   1/  2     0 -     3  2065 -  2068      4 \n 0/ 0   2/  2     8 -     8  3000 -  3000      1 Uninit\n";
         let span = |logical, physical, len| Span { logical, physical, len };

@@ -64,6 +64,8 @@ pub struct ReportArgs {
 fn limit(text: &str) -> Result<usize, String> {
     match text {
         "all" => Ok(usize::MAX),
-        _ => text.parse().map_err(|_| format!("'{text}' is no number of lines; write for example 20, or all")),
+        _ => {
+            text.parse().map_err(|_| format!("'{text}' is no number of lines; write for example 20, or all"))
+        }
     }
 }

@@ -14,7 +14,8 @@ pub fn report(args: &ReportArgs) -> Result<()> {
         return std::io::stdout().write_all(page.as_bytes()).context("Cannot write the page");
     }
     // Beside the page and then under its name, so that nobody sees half of one.
-    let folder = args.output.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder =
+        args.output.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let doing = || format!("Cannot write the page {}", args.output.display());
     let mut draft = tempfile::NamedTempFile::new_in(folder).with_context(doing)?;
     draft.write_all(page.as_bytes()).with_context(doing)?;

@@ -26,7 +26,8 @@ impl Tools {
         let unpacked = ["dax"].into_iter().chain([image]).rev().find_map(|name| {
             let image = Store::of_user().ok()?.open(name).ok()?;
             let wanted = |path: &str| {
-                let is_library = Path::new(path).parent() == Some(Path::new(LIBRARIES)) && path.contains(".so");
+                let is_library =
+                    Path::new(path).parent() == Some(Path::new(LIBRARIES)) && path.contains(".so");
                 is_library || [ext_tool(), xfs_tool()].contains(&path)
             };
             image.unpack(&guest, wanted).ok().filter(|&files| files > 0)
@@ -51,10 +52,15 @@ impl Tools {
                 command
             }
         };
-        command.args(args).env("LC_ALL", "C").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
-        let mut child = command
-            .spawn()
-            .with_context(|| format!("{program} is neither in the guest image nor on this host; build the image `dax`"))?;
+        command
+            .args(args)
+            .env("LC_ALL", "C")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null());
+        let mut child = command.spawn().with_context(|| {
+            format!("{program} is neither in the guest image nor on this host; build the image `dax`")
+        })?;
         let mut to = child.stdin.take();
         let output = std::thread::scope(|scope| {
             scope.spawn(move || to.as_mut().map(|to| to.write_all(input.as_bytes())));

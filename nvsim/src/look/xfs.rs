@@ -21,7 +21,8 @@ pub fn locate(tools: &Tools, image: &Path, offsets: &BTreeSet<u64>) -> Result<Ha
         tools.run("xfs_db", &[OsStr::new("-r"), OsStr::new("-f"), image.as_os_str()], commands)
     };
     let block = number(&ask("sb 0\np blocksize\n")?, "blocksize").filter(|&size| size > 0).unwrap_or(4096);
-    let blocks: Vec<u64> = offsets.iter().map(|offset| offset / block).collect::<BTreeSet<_>>().into_iter().collect();
+    let blocks: Vec<u64> =
+        offsets.iter().map(|offset| offset / block).collect::<BTreeSet<_>>().into_iter().collect();
     // One run for all blocks, as blockget reads the whole file system.
     let mut commands = "blockget -n\n".to_owned();
     for at in &blocks {
@@ -35,7 +36,8 @@ pub fn locate(tools: &Tools, image: &Path, offsets: &BTreeSet<u64>) -> Result<Ha
         commands += &format!("echo {MARK}\ninode {inode}\nbmap\n");
     }
     let listed = if inodes.is_empty() { String::new() } else { ask(&commands)? };
-    let maps: HashMap<u64, Vec<Span>> = inodes.into_iter().zip(listed.split(MARK).skip(1).map(spans)).collect();
+    let maps: HashMap<u64, Vec<Span>> =
+        inodes.into_iter().zip(listed.split(MARK).skip(1).map(spans)).collect();
     let place = |offset: u64| {
         let own = uses.get(&(offset / block))?;
         let Some(inode) = own.inode else {
@@ -58,7 +60,8 @@ pub fn locate(tools: &Tools, image: &Path, offsets: &BTreeSet<u64>) -> Result<Ha
 }
 
 fn number(text: &str, name: &str) -> Option<u64> {
-    text.lines().find_map(|line| line.trim().strip_prefix(name)?.trim().strip_prefix('=')?.trim().parse().ok())
+    text.lines()
+        .find_map(|line| line.trim().strip_prefix(name)?.trim().strip_prefix('=')?.trim().parse().ok())
 }
 
 /// What a block is used for: `block 10 (0/10) type data inode 131 hello.txt`.
@@ -73,7 +76,8 @@ struct Use {
 
 impl Use {
     fn parse(text: &str) -> Self {
-        let Some(line) = text.lines().find(|line| line.starts_with("block ") && line.contains(" type ")) else {
+        let Some(line) = text.lines().find(|line| line.starts_with("block ") && line.contains(" type "))
+        else {
             return Self { kind: "unknown".to_owned(), ..Self::default() };
         };
         let mut words = line.splitn(8, ' ').skip(2);
@@ -117,7 +121,9 @@ struct Span {
 fn spans(text: &str) -> Vec<Span> {
     let span = |line: &str| {
         let words: Vec<&str> = line.split_whitespace().collect();
-        let ["data", "offset", logical, "startblock", _, place, "count", len, ..] = words[..] else { return None };
+        let ["data", "offset", logical, "startblock", _, place, "count", len, ..] = words[..] else {
+            return None;
+        };
         let (group, at) = pair(place)?;
         Some(Span { logical: logical.parse().ok()?, group, at, len: len.parse().ok()? })
     };

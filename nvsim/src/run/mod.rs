@@ -114,7 +114,7 @@ pub fn run(args: RunArgs, errand: Errand) -> Result<ExitCode> {
     let kernel = machine.kernel().clone();
     let is_warm = warm.as_ref().is_some_and(|warm| warm.start(&mut machine));
     let warm = warm.filter(|_| !is_warm);
-    if let Some(spec) = record::spec(&args, plan.origin)? {
+    if let Some(spec) = record::spec(&args, plan.origin, &kernel)? {
         machine.record(spec);
     }
     if let Some(keyboard) = keyboard {

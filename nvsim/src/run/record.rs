@@ -7,13 +7,14 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use trace::Header;
 use trace::medium::Rules;
+use vmm::boot::Kernel;
 use vmm::recording::{CutSpec, RecordSpec};
 
 use super::plan::Origin;
 use crate::cli::RunArgs;
 
 /// What the command line asks for; nothing if neither a trace nor a cut.
-pub fn spec(args: &RunArgs, origin: Origin) -> Result<Option<RecordSpec>> {
+pub fn spec(args: &RunArgs, origin: Origin, kernel: &Kernel) -> Result<Option<RecordSpec>> {
     if args.record.is_none() && args.cut.is_none() {
         return Ok(None);
     }
@@ -33,7 +34,9 @@ pub fn spec(args: &RunArgs, origin: Origin) -> Result<Option<RecordSpec>> {
         None => None,
         Some(path) => Some((create(path)?, header(origin))),
     };
-    Ok(Some(RecordSpec { trace, window: args.window.clone(), loads: args.loads, cut, unwind: None }))
+    // Only a trace tells of code.
+    let sight = if args.record.is_some() { super::stand::sight(kernel) } else { None };
+    Ok(Some(RecordSpec { trace, window: args.window.clone(), loads: args.loads, cut, sight }))
 }
 
 fn create(path: &Path) -> Result<Box<dyn Write + Send>> {

@@ -55,7 +55,7 @@ impl Stand {
 }
 
 /// What is known of a kernel's code: nothing, if it has no names in it.
-fn sight(kernel: &Kernel) -> Option<Sight> {
+pub fn sight(kernel: &Kernel) -> Option<Sight> {
     let Kernel::Elf(path) = kernel else { return None };
     let read = std::fs::read(path).map_err(|e| e.to_string());
     match read.and_then(|bytes| symbols::Kernel::read(&bytes).map_err(|e| e.to_string())) {

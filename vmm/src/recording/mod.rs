@@ -24,12 +24,13 @@ use vm_memory::{Bytes, GuestAddress};
 
 pub use mark::mark_name;
 pub use offline::cut;
-pub use spec::{CutReport, CutSpec, RecordReport, RecordSpec, Unwind, Window, survivors_name};
+pub use spec::{CutReport, CutSpec, RecordReport, RecordSpec, Window, survivors_name};
 
 use self::floor::Floor;
 pub(crate) use self::floor::nameless;
 use self::live::Live;
 use crate::nvdimm::{Deed, Nvdimms};
+use crate::sight::Sight;
 use crate::{Error, Result};
 
 /// Where a recording is.
@@ -166,7 +167,7 @@ impl Recorder {
             Phase::Open => self.header.zones.iter().map(|zone| zone.start..zone.end).collect(),
             Phase::Before | Phase::Over => Vec::new(),
         };
-        events.stop_at_places(self.spec.unwind.is_some());
+        events.stop_at_places(self.spec.sight.is_some());
         events.watch(&ranges, self.spec.loads);
     }
 
@@ -317,8 +318,16 @@ impl Recorder {
 
     /// The number of the call chain of a vCPU, where somebody can take it.
     fn chain(&mut self, vcpu: VcpuId, processor: &mut dyn Processor) -> Result<Option<u32>> {
-        let (Some(unwind), Some(writer)) = (&mut self.spec.unwind, &mut self.writer) else { return Ok(None) };
-        let frames = unwind(&processor.save(vcpu)?, &self.memory);
+        let (Some(sight), Some(writer)) = (&mut self.spec.sight, &mut self.writer) else { return Ok(None) };
+        let chain = sight.chain(&self.memory, &processor.save(vcpu)?);
+        let frames: Vec<u64> = chain
+            .frames
+            .iter()
+            .map(|frame| if frame.guess { frame.ip ^ trace::GUESS } else { frame.ip })
+            .collect();
+        for frame in &chain.frames {
+            name(writer, sight, frame.ip);
+        }
         Ok(Some(if frames.is_empty() { 0 } else { writer.chain(&frames)? }))
     }
 
@@ -345,6 +354,9 @@ impl Recorder {
             return self.observe(at, kind);
         }
         if let Some(writer) = &mut self.writer {
+            if let Some(sight) = &self.spec.sight {
+                name(writer, sight, rip);
+            }
             writer.event(&event)?;
         }
         if let Some(live) = &mut self.live {
@@ -483,6 +495,9 @@ impl Recorder {
     /// # Errors
     /// A file cannot be written.
     pub fn reset(&mut self, (instruction, time): (u64, u64)) -> Result<()> {
+        if let Some(sight) = &mut self.spec.sight {
+            sight.reset();
+        }
         self.observe(At { vcpu: 0, instruction, time, rip: 0, chain: 0 }, Kind::Reset)
     }
 
@@ -545,6 +560,16 @@ impl Recorder {
             images: remains.images,
             outcome: remains.name.to_string(),
         }))
+    }
+}
+
+/// Names the code at an address in the trace, where there is a name.
+fn name<W: Write>(writer: &mut Writer<W>, sight: &Sight, address: u64) {
+    if address >= symbols::KERNEL_HALF
+        && !writer.is_named(address)
+        && let Some(place) = sight.code().place(address)
+    {
+        writer.name(address, place.to_string());
     }
 }
 

@@ -4,10 +4,11 @@ use std::fmt::Debug;
 use std::io::Write;
 use std::str::FromStr;
 
-use engine::{CpuState, GuestMemory};
 use nvdimm_model::medium::{Rules, Survivors};
 use serde::{Deserialize, Serialize};
 use trace::{Header, Moment, When};
+
+use crate::sight::Sight;
 
 /// What to record, and where to cut.
 #[derive(Default)]
@@ -20,12 +21,9 @@ pub struct RecordSpec {
     pub loads: bool,
     /// Where the power goes.
     pub cut: Option<CutSpec>,
-    /// Takes call chains.
-    pub unwind: Option<Box<Unwind>>,
+    /// Takes call chains and knows names, for the trace.
+    pub sight: Option<Sight>,
 }
-
-/// The return addresses above an instruction, the innermost first, from the state of its processor right after it.
-pub type Unwind = dyn FnMut(&CpuState, &GuestMemory) -> Vec<u64> + Send;
 
 impl Debug for RecordSpec {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
