@@ -131,8 +131,8 @@ impl Row {
         }
     }
 
-    /// For people: a line, and one for each caller.
-    fn text(&self) -> String {
+    /// For people: a line, and one for each caller unless they are known.
+    fn text(&self, known: bool) -> String {
         const SHOWN: usize = 32;
         let mut what = String::new();
         if let (Some(address), Some(len)) = (&self.address, self.len) {
@@ -157,7 +157,7 @@ impl Row {
         let what = what.trim();
         let mut text =
             format!("{event:>8} {seconds:>14.9} {instruction:>12} cpu{vcpu} {kind:<10} {what:<56} {rip}");
-        for caller in &self.chain {
+        for caller in self.chain.iter().filter(|_| !known) {
             text.push_str(&format!("\n{:>112} {caller}", "<-"));
         }
         text
@@ -248,6 +248,7 @@ fn show_to<R: io::Read>(
     let mut from = args.from.as_ref().map(Cutter::new);
     let mut to = args.to.as_ref().map(Cutter::new);
     let mut number = 0;
+    let mut callers = Vec::new();
     loop {
         let Some(event) = trace.next_event()? else { return Ok(()) };
         number += 1;
@@ -265,8 +266,11 @@ fn show_to<R: io::Read>(
             let mut row = Row::new(number, &event);
             row.rip = place(trace, rip);
             row.chain = view::callers(trace, chain, rip);
-            let text = row.text();
-            if filter.text.as_ref().is_none_or(|part| text.contains(part)) {
+            let matches = filter.text.as_ref().is_none_or(|part| row.text(false).contains(part));
+            if matches {
+                // Callers stand where they change.
+                let text = row.text(row.chain == callers);
+                callers.clone_from(&row.chain);
                 let text = if args.json { serde_json::to_string(&row)? } else { text };
                 if !unless_closed(output.line(row.kind, &text))? {
                     return Ok(());

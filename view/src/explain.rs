@@ -7,7 +7,7 @@ use nvdimm_model::medium::{Missing, Undecided};
 use serde::Serialize;
 use trace::{Kind, When};
 
-use crate::names::{callers, place};
+use crate::names::{callers, function, place};
 use crate::replay::{Reached, Replayed, Source};
 use crate::{Images, Result};
 
@@ -35,7 +35,7 @@ pub struct Explanation {
 pub struct Cause {
     /// What is missing: `flush`, `fence of vCPU 0`, `hint of d0.nvd`.
     pub missing: String,
-    /// The code that stored.
+    /// The code that stored: the place of the first such store in its function.
     pub at: String,
     /// The calls that led there, the innermost first.
     pub callers: Vec<String>,
@@ -204,7 +204,8 @@ fn causes(lines: &[Line]) -> Vec<Cause> {
     for line in lines {
         let mut seen: Vec<(&str, &str, &[String])> = Vec::new();
         for store in &line.stores {
-            let key = (store.missing.as_str(), store.at.as_str(), store.callers.as_slice());
+            // A copy's loop has many stores; they are one cause.
+            let key = (store.missing.as_str(), function(&store.at), store.callers.as_slice());
             let cause = causes.entry(key).or_insert_with(|| Cause {
                 missing: store.missing.clone(),
                 at: store.at.clone(),
