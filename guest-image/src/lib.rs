@@ -36,3 +36,26 @@ pub use own::OwnKernel;
 pub use progress::{Bars, Progress, Silent, Total};
 pub use recipe::{FileSpec, KernelSpec, ModulesSpec, Recipe};
 pub use store::Store;
+
+/// Entries for the fuzzer: all that reads files of others.
+#[cfg(feature = "fuzz")]
+pub mod fuzz {
+    use std::path::Path;
+
+    /// The ELF kernel in a kernel file.
+    pub fn kernel(data: &[u8]) -> Option<Vec<u8>> {
+        crate::kernel::Kernel::unpack(data, Path::new("kernel")).ok().map(|kernel| kernel.vmlinux)
+    }
+
+    /// Unpacks all of a Debian package; gives the bytes in it, or nothing if it is damaged.
+    pub fn package(path: &Path) -> Option<usize> {
+        let mut bytes = 0;
+        let each = |_: &str, node| {
+            if let crate::cpio::Node::File { data, .. } = node {
+                bytes += data.len();
+            }
+            Ok(())
+        };
+        crate::deb::Deb::new(path).unpack(|_| true, each).ok().map(|()| bytes)
+    }
+}
