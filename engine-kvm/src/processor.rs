@@ -312,7 +312,7 @@ impl Vcpu {
                 // SAFETY: the exit reason says which members of the union hold; both are plain numbers.
                 let (error, failure) =
                     unsafe { (run.__bindgen_anon_1.internal, run.__bindgen_anon_1.emulation_failure) };
-                tracing::error!(
+                tracing::info!(
                     vcpu = self.seat.id,
                     "KVM internal error {} at {rip:#x}: {:x?}",
                     error.suberror,
@@ -329,13 +329,13 @@ impl Vcpu {
             KVM_EXIT_FAIL_ENTRY => {
                 // SAFETY: the exit reason says which member of the union holds.
                 let entry = unsafe { run.__bindgen_anon_1.fail_entry };
-                tracing::error!(
+                tracing::info!(
                     vcpu = self.seat.id,
                     "the processor refused to enter the guest: reason {:#x}, at {rip:#x}",
                     entry.hardware_entry_failure_reason
                 );
             }
-            _ => tracing::error!(vcpu = self.seat.id, "unknown KVM exit reason {reason} at {rip:#x}"),
+            _ => tracing::info!(vcpu = self.seat.id, "unknown KVM exit reason {reason} at {rip:#x}"),
         }
         if bytes == [0; 15] {
             self.fetch(rip, &mut bytes);
