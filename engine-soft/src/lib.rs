@@ -16,6 +16,7 @@ pub mod fx;
 pub mod insn;
 mod interrupt;
 pub mod lapic;
+pub mod lockstep;
 pub mod mem;
 pub mod mmu;
 mod msr;

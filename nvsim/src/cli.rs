@@ -181,7 +181,7 @@ pub struct RunArgs {
 pub enum EngineName {
     /// KVM where it is fit, else soft; says why with -v.
     Auto,
-    /// nvsim's own engine: anywhere, deterministic. (For now the same as interp.)
+    /// nvsim's own engine: anywhere, deterministic. It translates guest code to host code.
     Soft,
     /// nvsim's own engine, instruction by instruction.
     Interp,
