@@ -42,9 +42,16 @@ pub fn run() -> ! {
 
 /// A boot that a host watches.
 fn serve(channel: &mut Channel, signals: &mut Signals, mut troubles: Vec<String>) -> Leave {
+    // Where there are no DIMMs there is nothing to look at.
+    let dimms = setup::has_nvdimms();
+    if !dimms {
+        troubles.extend(setup::bring_devices());
+    }
     channel.send(&FromGuest::Booted);
     channel.flush();
-    troubles.extend(setup::bring_devices());
+    if dimms {
+        troubles.extend(setup::bring_devices());
+    }
     channel.send(&FromGuest::Hello(Hello {
         version: VERSION,
         kernel: setup::release(),

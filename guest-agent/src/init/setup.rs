@@ -59,6 +59,11 @@ pub fn setup() -> Vec<String> {
     troubles
 }
 
+/// Whether the firmware tells of NV-DIMMs.
+pub fn has_nvdimms() -> bool {
+    Path::new("/sys/bus/acpi/devices/ACPI0012:00").exists()
+}
+
 /// Lets the NV-DIMMs appear, and waits until all of them are probed. Gives what went wrong.
 pub fn bring_devices() -> Vec<String> {
     let mut troubles = Vec::new();

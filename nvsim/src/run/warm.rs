@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 
 use anyhow::{Context, Result};
 use guest_image::Image;
-use vmm::{Machine, Outcome, Report, Snapshot};
+use vmm::{Machine, Outcome, Report};
 
 use crate::snapshot::cache::Cache;
 
@@ -34,8 +34,8 @@ impl Warm {
 
     /// Lets the machine go on from the snapshot, if there is one. What cannot be used is said, and removed.
     pub fn start(&self, machine: &mut Machine) -> bool {
-        let Some(path) = self.cache.find(&self.key) else { return false };
-        let started = Snapshot::open(&path).and_then(|snapshot| machine.go_on_from(&snapshot));
+        let Some(found) = self.cache.find(&self.key) else { return false };
+        let started = found.and_then(|snapshot| machine.go_on_from(&snapshot));
         match started {
             Ok(()) => true,
             Err(error) => {

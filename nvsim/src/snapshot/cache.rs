@@ -1,4 +1,7 @@
-//! The cache of boot snapshots: `snapshots/KEY.snap` in the store's folder. What was not used for longest goes first.
+//! The cache of boot snapshots in the store's folder. What was not used for longest goes first.
+//!
+//! `snapshots/KEY.snap` is the snapshot, `snapshots/KEY.checked` says which file it was that has been checked, and during
+//! which uptime of the host: as long as that has not changed, hashing all of its memory again would tell nothing new.
 
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
@@ -16,6 +19,27 @@ const BYTES: u64 = 4 << 30;
 const ABANDONED: Duration = Duration::from_secs(3600);
 
 const ENDING: &str = "snap";
+const CHECKED: &str = "checked";
+
+/// Which file this is, in which state: its change time is the kernel's, and nobody can set it back.
+fn identity(path: &Path) -> Option<String> {
+    let meta = path.metadata().ok()?;
+    let uptime = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    let numbers = [
+        meta.dev(),
+        meta.ino(),
+        meta.size(),
+        meta.ctime().cast_unsigned(),
+        meta.ctime_nsec().cast_unsigned(),
+    ];
+    Some(format!("{} {numbers:?}\n", uptime.trim()))
+}
+
+/// Removes a snapshot and its mark. Another process may have done so.
+fn remove(path: &Path) {
+    let _ = fs::remove_file(path);
+    let _ = fs::remove_file(path.with_extension(CHECKED));
+}
 
 /// The cache.
 #[derive(Debug, Clone)]
@@ -44,13 +68,21 @@ impl Cache {
         self.folder.join(key).with_extension(ENDING)
     }
 
-    /// The file of a key, if there is one; it counts as used.
-    pub fn find(&self, key: &str) -> Option<PathBuf> {
+    /// The snapshot of a key, if there is one; it counts as used.
+    pub fn find(&self, key: &str) -> Option<vmm::Result<Snapshot>> {
         let path = self.path(key);
-        let file = File::open(&path).ok()?;
-        // On a cache that cannot be written the order of use is lost, no more.
-        let _ = file.set_modified(SystemTime::now());
-        Some(path)
+        let identity = identity(&path)?;
+        let mark = path.with_extension(CHECKED);
+        if fs::read_to_string(&mark).is_ok_and(|known| known == identity) {
+            // On a cache that cannot be written the order of use is lost, no more.
+            let _ = File::open(&mark).and_then(|mark| mark.set_modified(SystemTime::now()));
+            return Some(Snapshot::open_checked(&path));
+        }
+        let snapshot = Snapshot::open(&path);
+        if snapshot.is_ok() {
+            let _ = fs::write(&mark, identity);
+        }
+        Some(snapshot)
     }
 
     /// Puts a snapshot in, unless another process was faster, and removes what is too much.
@@ -60,16 +92,26 @@ impl Cache {
         let path = self.path(key);
         match snapshot.save(&path, false) {
             Err(_) if path.exists() => {}
-            saved => saved?,
+            saved => {
+                saved?;
+                // What was written is what will be read, as long as the host is up.
+                if let Some(identity) = identity(&path) {
+                    let _ = fs::write(path.with_extension(CHECKED), identity);
+                }
+            }
         }
         self.tidy(&path);
         Ok(())
     }
 
+    /// Forgets all.
+    pub fn clear(&self) {
+        self.entries().iter().for_each(|entry| remove(&entry.path));
+    }
+
     /// Forgets a key.
     pub fn remove(&self, key: &str) {
-        // Another process may have removed it.
-        let _ = fs::remove_file(self.path(key));
+        remove(&self.path(key));
     }
 
     /// All snapshots, what was used last first.
@@ -78,11 +120,10 @@ impl Cache {
             let path = found.path();
             let meta = found.metadata().ok()?;
             let ours = path.extension().is_some_and(|ending| ending == ENDING) && meta.is_file();
-            ours.then(|| Entry {
-                path,
-                bytes: meta.blocks() * 512,
-                used: meta.modified().unwrap_or(SystemTime::UNIX_EPOCH),
-            })
+            let mark = path.with_extension(CHECKED).metadata();
+            let used = mark.and_then(|mark| mark.modified()).or_else(|_| meta.modified());
+            let used = used.unwrap_or(SystemTime::UNIX_EPOCH);
+            ours.then(|| Entry { path, bytes: meta.blocks() * 512, used })
         };
         let mut entries: Vec<Entry> =
             fs::read_dir(&self.folder).into_iter().flatten().flatten().filter_map(entry).collect();
@@ -97,7 +138,7 @@ impl Cache {
         for (n, entry) in self.entries().iter().enumerate() {
             bytes += entry.bytes;
             if entry.path != keep && (n >= COUNT || bytes > BYTES) {
-                let _ = fs::remove_file(&entry.path);
+                remove(&entry.path);
             }
         }
         for draft in fs::read_dir(&self.folder).into_iter().flatten().flatten() {

@@ -125,11 +125,7 @@ fn list(files: &[PathBuf], json: bool) -> Result<()> {
 /// Removes files that are snapshots; or all boot snapshots.
 fn remove(files: &[PathBuf], boot: bool) -> Result<()> {
     if boot {
-        let cache = Cache::of(&Store::of_user()?);
-        cache.entries().iter().try_for_each(|entry| {
-            std::fs::remove_file(&entry.path)
-                .with_context(|| format!("Cannot remove {}", entry.path.display()))
-        })?;
+        Cache::of(&Store::of_user()?).clear();
     }
     for file in files {
         if !Snapshot::is_one(file) {

@@ -87,7 +87,15 @@ impl Snapshot {
     /// # Errors
     /// [`Error::Snapshot`] if it is none, of another version, or not whole.
     pub fn open(path: &Path) -> Result<Self> {
-        file::open(path)
+        file::open(path, true)
+    }
+
+    /// Opens a file whose images somebody has checked since it was written; its state is checked all the same.
+    ///
+    /// # Errors
+    /// As [`Snapshot::open`].
+    pub fn open_checked(path: &Path) -> Result<Self> {
+        file::open(path, false)
     }
 
     /// What it is of.
