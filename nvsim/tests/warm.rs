@@ -18,8 +18,10 @@ fn told(folder: &Path, ran: Ran) -> (String, [String; 4]) {
 /// Runs a command cold, then, after a run that may have left a snapshot, warm.
 fn cold_and_warm(seed: &str, command: &str, args: &[&str], dimm: Option<&str>) {
     let mut results = Vec::new();
+    // The same folder: uuids of a new DIMM hang on the path of its file.
+    let folder = tempdir().unwrap();
     for how in [&["--cold"][..], &[], &[]] {
-        let folder = tempdir().unwrap();
+        let _ = std::fs::remove_file(folder.path().join("d.nvd"));
         let mut args = [args, how, &["--hash", "--seed", seed]].concat();
         if let Some(dimm) = dimm {
             args.extend(["--nvdimm", dimm]);
@@ -47,11 +49,10 @@ fn with_four_processors() {
     );
 }
 
-/// The serial number is given, because a DIMM's own hangs on the path of its file.
 #[test]
 fn with_a_new_dimm() {
     let command = "grep -c dax=always /proc/mounts; echo kept > /mnt/pmem0/file; sync; cat /mnt/pmem0/file";
-    cold_and_warm("503", command, &[], Some("d.nvd,size=64M,serial=0x77"));
+    cold_and_warm("503", command, &[], Some("d.nvd,size=64M"));
 }
 
 #[test]
