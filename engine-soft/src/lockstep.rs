@@ -206,7 +206,7 @@ pub struct Difference {
     pub after: [String; 2],
 }
 
-/// The first instruction after which two runs differ, among the first `length`. `run` makes the run of one of the two with
+/// The first instruction after which two runs differ, among the first `length`, at least one. `run` makes the run of one of the two with
 /// milestones; it is called until they stand at every instruction.
 ///
 /// # Errors
@@ -216,7 +216,9 @@ pub fn first_difference<E>(
     mut run: impl FnMut(usize, Window) -> std::result::Result<Vec<Milestone>, E>,
 ) -> std::result::Result<Option<Difference>, E> {
     const PARTS: u64 = 1000;
-    let mut window = Window { from: 0, every: (length / PARTS).max(1), until: length };
+    let every = (length / PARTS).max(1);
+    // The last one is at the end.
+    let mut window = Window { from: length.saturating_sub(1) % every + 1, every, until: length };
     loop {
         let notes = [run(0, window)?, run(1, window)?];
         let longest = notes[0].len().max(notes[1].len());
