@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::OsStr;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use anyhow::Result;
@@ -20,7 +21,11 @@ pub fn locate(tools: &Tools, image: &Path, offsets: &BTreeSet<u64>) -> Result<Ha
     let ask = |commands: &str| {
         tools.run("xfs_db", &[OsStr::new("-r"), OsStr::new("-f"), image.as_os_str()], commands)
     };
-    let block = number(&ask("sb 0\np blocksize\n")?, "blocksize").filter(|&size| size > 0).unwrap_or(4096);
+    let told = ask("sb 0\np blocksize agblocks agblklog logstart logblocks\n")?;
+    let block = number(&told, "blocksize").filter(|&size| size > 0).unwrap_or(4096);
+    if let Some((at, len)) = log(&told, block) {
+        clear(image, at, len)?;
+    }
     let blocks: Vec<u64> =
         offsets.iter().map(|offset| offset / block).collect::<BTreeSet<_>>().into_iter().collect();
     // One run for all blocks, as blockget reads the whole file system.
@@ -57,6 +62,29 @@ pub fn locate(tools: &Tools, image: &Path, offsets: &BTreeSet<u64>) -> Result<Ha
         Some(Place { name, offset: logical })
     };
     Ok(offsets.iter().filter_map(|&offset| Some((offset, place(offset)?))).collect())
+}
+
+/// Where the log is, and how long: xfs_db tells of blocks only when nothing is to be replayed.
+fn log(told: &str, block: u64) -> Option<(u64, u64)> {
+    let start = number(told, "logstart").filter(|&start| start > 0)?;
+    let (blocks, bits) = (number(told, "agblocks")?, u32::try_from(number(told, "agblklog")?).ok()?);
+    let group = start.checked_shr(bits)?;
+    let at = group.checked_mul(blocks)?.checked_add(start - (group << bits))?;
+    Some((at.checked_mul(block)?, number(told, "logblocks")?.checked_mul(block)?))
+}
+
+/// Empties a part of the image, which is a copy; never makes it longer.
+fn clear(image: &Path, at: u64, len: u64) -> Result<()> {
+    let file = std::fs::OpenOptions::new().write(true).open(image)?;
+    let end = at.saturating_add(len).min(file.metadata()?.len());
+    let zeroes = vec![0; 1 << 20];
+    let mut at = at;
+    while at < end {
+        let piece = (end - at).min(zeroes.len() as u64);
+        file.write_all_at(&zeroes[..piece as usize], at)?;
+        at += piece;
+    }
+    Ok(())
 }
 
 fn number(text: &str, name: &str) -> Option<u64> {
@@ -144,6 +172,10 @@ mod tests {
         assert_eq!(Use::parse("bad fsblock").kind, "unknown");
         let span = Span { logical: 4, group: 1, at: 10, len: 4 };
         assert_eq!(spans("data offset 4 startblock 16394 (1/10) count 4 flag 0\nattr\n"), [span]);
+        let told = "blocksize = 4096\nagblocks = 20480\nagblklog = 15\nlogstart = 65542\nlogblocks = 16384\n";
+        assert_eq!(log(told, 4096), Some(((2 * 20480 + 6) * 4096, 16384 * 4096)));
+        // A log elsewhere.
+        assert_eq!(log("logstart = 0\n", 4096), None);
         assert_eq!(number("blocksize = 1024\n", "blocksize"), Some(1024));
     }
 }

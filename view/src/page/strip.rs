@@ -162,7 +162,10 @@ fn milestones(timeline: &Timeline, width: f64, doubt: &Stripe, bottom: f64) -> M
                 title { "mark " (mark.name) ", event " (grouped(mark.event)) ", " (seconds(mark.time)) }
             }
             @if has_room {
-                text.strong x=(n(x)) y=(n(doubt.top - 10.0)) transform={ "rotate(-40 " (n(x)) " " (n(doubt.top - 10.0)) ")" } {
+                // Near the right edge a name leans to the left.
+                @let (anchor, turn) = if x > WIDTH - 90.0 { ("end", 40) } else { ("start", -40) };
+                text.strong x=(n(x)) y=(n(doubt.top - 10.0)) text-anchor=(anchor)
+                    transform={ "rotate(" (turn) " " (n(x)) " " (n(doubt.top - 10.0)) ")" } {
                     (mark.name.chars().take(20).collect::<String>())
                 }
             }
