@@ -22,7 +22,13 @@ impl Cpu {
 
     /// Notes data breakpoints that an access meets; they are delivered after the instruction.
     pub(crate) fn data_breakpoint(&mut self, va: u64, len: usize, write: bool) {
-        if self.tlb.is_closed() && self.debug.control & 0xFF != 0 {
+        if !self.tlb.is_closed() {
+            return;
+        }
+        if self.has_watchpoints() {
+            self.note_access(va, len, write);
+        }
+        if self.debug.control & 0xFF != 0 {
             let hits = self.breakpoints(va, len as u64, |kind| kind == 3 || write && kind == 1);
             self.progress.debug |= hits;
         }

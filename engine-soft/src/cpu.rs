@@ -12,6 +12,7 @@ use crate::lapic::Lapic;
 use crate::mmu::Tlb;
 use crate::run::Progress;
 use crate::shared::Shared;
+use crate::stops::Stops;
 use crate::trap::{Cause, Step, Trap, vector};
 use crate::width::Width;
 
@@ -117,6 +118,8 @@ pub struct Cpu {
     pub(crate) tlb: Tlb,
     /// Where in the instruction stream it is.
     pub(crate) progress: Progress,
+    /// Where a debugger wants it to stop.
+    pub(crate) stops: Stops,
     /// What all vCPUs have in common. It is with the one that runs; the others hold an empty one.
     pub shared: Box<Shared>,
 }
@@ -162,6 +165,7 @@ impl Cpu {
             posted: std::collections::VecDeque::new(),
             tlb: Tlb::new(),
             progress: Progress::default(),
+            stops: Stops::default(),
             shared: Box::default(),
         };
         cpu.gpr[usize::from(RIP)] = state.registers.rip;
@@ -179,7 +183,7 @@ impl Cpu {
             self.seg_base[n] = if self.long && n < 4 { 0 } else { self.segments[n].base };
         }
         let aligned = self.cr0 & control::CR0_AM != 0 && self.flags.control & bit::AC != 0 && self.cpl == 3;
-        self.tlb.set_mode(self.cpl == 3, aligned || self.watches_data());
+        self.tlb.set_mode(self.cpl == 3, aligned || self.watches_data() || self.has_watchpoints());
         let code_base = if self.long { 0 } else { self.segments[SystemRegisters::CS].base };
         self.progress.set_mode(self.cpl == 3, self.code_bits(), code_base);
     }

@@ -31,6 +31,7 @@ pub mod segment;
 pub mod shared;
 mod slow;
 mod state;
+mod stops;
 pub mod trap;
 pub mod width;
 pub mod xlat;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use engine::debug::{self, Debugger, Points};
 use engine::{CpuState, Entry, Error, Exit, ExitKind, PartitionState, Processor, Result, Seat, VcpuId};
 
 use crate::cpu::Cpu;
@@ -21,6 +22,8 @@ pub(crate) struct Bench {
     common: Arc<Common>,
     /// What the last exit asks of the next entry.
     owed: Owed,
+    /// The vCPU that a debugger lets do one instruction, and the instructions retired before it.
+    step: Option<(VcpuId, u64)>,
 }
 
 /// What the next entry has to bring.
@@ -35,7 +38,7 @@ enum Owed {
 
 impl Bench {
     pub(crate) fn new(cpus: Vec<Cpu>, common: Arc<Common>) -> Self {
-        Self { turns: Turns::new(cpus), common, owed: Owed::Nothing }
+        Self { turns: Turns::new(cpus), common, owed: Owed::Nothing, step: None }
     }
 
     /// What has come from outside since the last run.
@@ -90,6 +93,20 @@ impl Bench {
                 return ExitKind::Kicked;
             }
             let retired = self.turns.shared().retired;
+            if let Some((vcpu, begun)) = self.step {
+                self.turns.hand_over(vcpu.into());
+                if retired > begun || !self.turns.is_ready() {
+                    self.step = None;
+                    return ExitKind::Debug(debug::Stop::Step);
+                }
+                if let Some(exit) = self.turn(1) {
+                    if matches!(exit, ExitKind::Debug(_)) {
+                        self.step = None;
+                    }
+                    return exit;
+                }
+                continue;
+            }
             let left = self.common.limit().saturating_sub(retired);
             if left == 0 {
                 return ExitKind::InstructionLimit;
@@ -224,6 +241,26 @@ impl Processor for Bench {
         self.turns.shared().retired = retired;
         self.turns.shared().clock.skipped = skipped;
         self.tell();
+        Ok(())
+    }
+
+    fn debugger(&mut self) -> Option<&mut dyn Debugger> {
+        Some(self)
+    }
+}
+
+impl Debugger for Bench {
+    fn set_points(&mut self, points: &Points) {
+        let points = Arc::new(points.clone());
+        self.turns.shared().blocks.clear();
+        self.turns.all().iter_mut().for_each(|cpu| cpu.set_points(&points));
+    }
+
+    fn step(&mut self, vcpu: VcpuId) -> Result<()> {
+        if !self.turns.ids().contains(&vcpu) {
+            return Err(Error::NoSuchVcpu(vcpu));
+        }
+        self.step = Some((vcpu, self.turns.shared().retired));
         Ok(())
     }
 }

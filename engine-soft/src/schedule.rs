@@ -163,8 +163,13 @@ impl Turns {
         Some(result)
     }
 
+    /// The one whose turn it is would execute something.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.cpus[self.current].is_ready()
+    }
+
     /// Moves what they share.
-    fn hand_over(&mut self, to: usize) {
+    pub(crate) fn hand_over(&mut self, to: usize) {
         if to != self.current {
             let [from, to] = {
                 let [a, b] = self

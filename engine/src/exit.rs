@@ -1,5 +1,7 @@
 //! The run contract: what goes in and what comes out.
 
+use crate::debug::Stop;
+
 /// Number of a vCPU in its partition, from 0; also its initial APIC id.
 pub type VcpuId = u8;
 
@@ -73,6 +75,8 @@ pub enum ExitKind {
     InstructionLimit,
     /// The event log is full: drain it ([`crate::event::MemoryEvents::drain`]) and resume.
     EventsFull,
+    /// A debugger's business: see [`crate::debug`].
+    Debug(Stop),
     /// Triple fault.
     Shutdown,
     /// The engine met something that it cannot execute (an instruction beyond the CPUID it shows, an internal error).

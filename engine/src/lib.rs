@@ -12,6 +12,7 @@
 #[cfg(feature = "conformance")]
 pub mod conformance;
 pub mod cpuid;
+pub mod debug;
 mod error;
 pub mod event;
 mod exit;

@@ -4,6 +4,7 @@ use std::fmt::Debug;
 use std::sync::Arc;
 
 use crate::cpuid::CpuidTable;
+use crate::debug::Debugger;
 use crate::event::MemoryEvents;
 use crate::{CpuState, Entry, Exit, PartitionState, Result, VcpuId};
 
@@ -133,4 +134,9 @@ pub trait Processor: Debug {
     /// # Errors
     /// [`crate::Error::BadState`] for one that this partition cannot have; nothing is changed then.
     fn restore_partition(&mut self, state: &PartitionState) -> Result<()>;
+
+    /// Debugging from outside, where the engine can do it without the guest's notice.
+    fn debugger(&mut self) -> Option<&mut dyn Debugger> {
+        None
+    }
 }

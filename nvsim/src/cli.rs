@@ -94,6 +94,8 @@ Examples:
   nvsim run --nvdimm d.nvd --record run.nvt --window begin..end --script workload.sh
   nvsim run --kernel bzImage --initrd my.cpio --append 'console=ttyS0 root=/dev/vda' --disk root.img
 
+  nvsim run --image dax --gdb :1234 --cold     then: gdb -ex 'target remote :1234' vmlinux
+
 At a shell, Ctrl-] stops the machine at once, as pulling the plug would.")]
 pub struct RunArgs {
     /// Guest image: a built-in recipe (dax, dax-6.1, dax-generic, validation), or a recipe file. Built when missing.
@@ -141,6 +143,9 @@ pub struct RunArgs {
     /// Where --exec and --script keep what the guest writes to its console. [default: nowhere]
     #[arg(long, value_name = "FILE")]
     pub console: Option<PathBuf>,
+    /// Let gdb debug the guest, its CPUs as threads: wait at this address for `target remote`. Software engines only.
+    #[arg(long, value_name = "[HOST]:PORT", value_parser = gdb_address)]
+    pub gdb: Option<String>,
     /// Boot from the beginning, not from the snapshot of an equal boot, and keep none.
     #[arg(long)]
     pub cold: bool,
@@ -492,6 +497,13 @@ pub struct DoctorArgs {
     /// As JSON.
     #[arg(long)]
     pub json: bool,
+}
+
+/// Where gdb connects: `:1234`, `localhost:1234`.
+fn gdb_address(text: &str) -> Result<String, String> {
+    let (host, port) = text.rsplit_once(':').ok_or("write for example :1234")?;
+    port.parse::<u16>().map_err(|_| format!("'{port}' is no port; write for example :1234"))?;
+    Ok(if host.is_empty() { format!("127.0.0.1:{port}") } else { text.to_owned() })
 }
 
 /// A time: `90`, `90s`, `1.5s`, `5m`, `2h`.

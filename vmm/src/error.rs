@@ -160,6 +160,16 @@ pub enum Error {
     /// The engine failed.
     #[error(transparent)]
     Engine(#[from] engine::Error),
+    /// The connection with gdb failed.
+    #[error("The connection with gdb failed")]
+    Gdb {
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The engine cannot be debugged.
+    #[error("This engine has no means for a debugger; use --engine soft")]
+    NoDebugger,
     /// A host thread could not be started.
     #[error("Cannot start a host thread for the guest's processors")]
     Thread(#[source] std::io::Error),

@@ -10,6 +10,7 @@ pub mod boot;
 pub mod devices;
 mod engines;
 mod error;
+pub mod gdb;
 pub mod layout;
 mod machine;
 pub mod memory;

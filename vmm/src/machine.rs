@@ -2,6 +2,7 @@
 //! likes, until the run is over or it rests.
 
 use std::fmt::Debug;
+use std::net::TcpListener;
 use std::path::PathBuf;
 
 use engine::cpuid::CpuidTable;
@@ -13,6 +14,7 @@ use crate::board::{Board, BoardSpec};
 use crate::boot::{self, BootSpec, Kernel};
 use crate::devices::virtio::DiskSpec;
 use crate::devices::{SerialBackend, Snapshot as _};
+use crate::gdb::Gdb;
 use crate::layout::{ACPI_TABLES, MemoryPlan};
 use crate::nvdimm::{Nvdimms, OpenDimms};
 use crate::outcome::{Outcome, Report, Statistics};
@@ -91,6 +93,7 @@ pub struct Machine {
     base: Option<Image>,
     /// What is recorded of the next run.
     recorder: Option<Recorder>,
+    gdb: Option<Gdb>,
 }
 
 impl Machine {
@@ -127,6 +130,7 @@ impl Machine {
             rested: None,
             base: None,
             recorder: None,
+            gdb: None,
         })
     }
 
@@ -260,6 +264,15 @@ impl Machine {
             note: String::new(),
         };
         Ok(Snapshot { state, memory, dimms })
+    }
+
+    /// Waits until gdb connects; the next run stands still until gdb lets it go on.
+    ///
+    /// # Errors
+    /// The host's refusal.
+    pub fn debug(&mut self, listener: &TcpListener) -> Result<()> {
+        self.gdb = Some(Gdb::accept(listener, self.memory.clone(), &self.remote)?);
+        Ok(())
     }
 
     /// The kernel that it boots.
@@ -439,13 +452,17 @@ impl Machine {
         let earlier = so_far.saturating_sub(start.so_far().instructions.unwrap_or(0));
         let limit = self.spec.stop_at.map(|limit| limit.saturating_sub(earlier));
         built.partition.stop_at(limit);
+        if self.gdb.is_some() && built.seats.len() != 1 {
+            return Err(Error::NoDebugger);
+        }
         let mut recorder = self.recorder.as_mut();
         if let Some(recorder) = &mut recorder {
             let time = self.statistics.guest_time.saturating_sub(start.so_far().guest_time);
             recorder.attach(&*built.partition, self.board.nvdimms_mut(), (earlier, time), limit)?;
         }
         let interactive = self.spec.interactive;
-        let session = Session::new(&mut self.board, built.partition, &self.remote, interactive, recorder);
+        let session = Session::new(&mut self.board, built.partition, &self.remote, interactive, recorder)
+            .debugged(self.gdb.as_mut());
         let (end, processors) = session.run(built.seats, start, &mut self.statistics)?;
         self.rested = processors.map(|processors| (spec.clone(), processors));
         Ok(end)

@@ -110,6 +110,7 @@ const fn name(kind: &ExitKind) -> &'static str {
         ExitKind::InstructionLimit => "instruction_limit",
         ExitKind::EventsFull => "events_full",
         ExitKind::Shutdown => "shutdown",
+        ExitKind::Debug(_) => "debug",
         ExitKind::Stuck { .. } => "stuck",
     }
 }

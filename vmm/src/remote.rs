@@ -100,6 +100,11 @@ impl Remote {
         self.shared.rung.load(Ordering::Acquire)
     }
 
+    /// Whether somebody has asked for the end.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.lock().stop.is_some()
+    }
+
     /// Takes the ring, and gives the reason to stop if there is one. The reason stays, but for a pause.
     pub(crate) fn take(&self) -> Option<StopReason> {
         let mut signals = self.lock();

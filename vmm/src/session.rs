@@ -13,6 +13,7 @@ use engine::{Entry, Exit, ExitKind, Partition, Processor, Seat, VcpuId};
 
 use crate::board::Board;
 use crate::devices::Action;
+use crate::gdb::Gdb;
 use crate::layout::port;
 use crate::outcome::{Mark, Outcome, Statistics};
 use crate::recording::{Recorder, mark_name};
@@ -59,6 +60,8 @@ pub struct Session<'a> {
     end: Mutex<Option<Result<End>>>,
     ended: AtomicU8,
     rest: Rest,
+    /// Who debugs the one seat, if anybody does.
+    gdb: Mutex<Option<&'a mut Gdb>>,
 }
 
 impl<'a> Session<'a> {
@@ -80,7 +83,13 @@ impl<'a> Session<'a> {
             end: Mutex::default(),
             ended: AtomicU8::new(RUNS),
             rest: Rest::default(),
+            gdb: Mutex::new(None),
         }
+    }
+
+    /// With a debugger, which needs all vCPUs in one seat.
+    pub fn debugged(self, gdb: Option<&'a mut Gdb>) -> Self {
+        Self { gdb: Mutex::new(gdb), ..self }
     }
 
     /// Runs all seats from a start to the end and adds to the statistics. Gives the processors where they can go on.
@@ -144,7 +153,11 @@ impl<'a> Session<'a> {
         for (vcpu, state) in (0..).zip(&start.vcpus).filter(|(vcpu, _)| vcpus.contains(vcpu)) {
             processor.restore(vcpu, state)?;
         }
-        let went = self.go(&mut *processor, &vcpus, statistics);
+        let mut gdb = self.gdb.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(gdb) = &mut gdb {
+            gdb.attach(&mut *processor, &*self.partition, &vcpus)?;
+        }
+        let went = self.go(&mut *processor, &vcpus, statistics, gdb);
         if went.is_ok() && self.ended.load(Ordering::Acquire) == RESTS && self.rest.meet() {
             self.rest.save(&mut *processor, &vcpus)?;
         }
@@ -154,12 +167,25 @@ impl<'a> Session<'a> {
         went
     }
 
-    fn go(&self, processor: &mut dyn Processor, vcpus: &[VcpuId], statistics: &mut Statistics) -> Result<()> {
+    fn go(
+        &self,
+        processor: &mut dyn Processor,
+        vcpus: &[VcpuId],
+        statistics: &mut Statistics,
+        mut gdb: Option<&mut Gdb>,
+    ) -> Result<()> {
+        let mut last = 0;
         let mut entry = Entry::Resume;
         loop {
             let ended = self.ended.load(Ordering::Acquire);
             if ended == OVER {
                 return Ok(());
+            }
+            if ended == RUNS
+                && entry == Entry::Resume
+                && let Some(gdb) = gdb.as_mut().filter(|gdb| gdb.is_called())
+            {
+                gdb.stopped(processor, &*self.partition, vcpus, last, None)?;
             }
             if ended == RUNS && self.remote.is_rung() {
                 self.answer()?;
@@ -170,6 +196,7 @@ impl<'a> Session<'a> {
             }
             let exit = processor.run(entry)?;
             statistics.count(&exit.kind);
+            last = exit.vcpu;
             if let Some(mut recorder) = self.recorder()
                 && recorder.after_run(exit, &*self.partition, processor, self.board().nvdimms())?
             {
@@ -179,6 +206,11 @@ impl<'a> Session<'a> {
             }
             if ended == RESTS && exit.kind == ExitKind::Kicked {
                 return Ok(());
+            }
+            if let (ExitKind::Debug(stop), Some(gdb)) = (exit.kind, gdb.as_mut()) {
+                gdb.stopped(processor, &*self.partition, vcpus, exit.vcpu, Some(stop))?;
+                entry = Entry::Resume;
+                continue;
             }
             self.name_mark(exit, processor)?;
             entry = self.handle(exit.kind)?;
@@ -245,6 +277,8 @@ impl<'a> Session<'a> {
             ExitKind::InstructionLimit => self.over(Outcome::InstructionLimit),
             // Whoever watches has taken them.
             ExitKind::EventsFull => {}
+            // Nobody asked for it who is not asked before.
+            ExitKind::Debug(_) => {}
             ExitKind::Shutdown => self.over(Outcome::TripleFault),
             ExitKind::Stuck { rip, bytes } => self.over(Outcome::Stuck { rip, bytes }),
         }

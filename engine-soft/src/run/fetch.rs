@@ -26,8 +26,8 @@ impl Cpu {
     fn find(&mut self, rip: u64) -> Step<BlockRef> {
         // What a walk on the way stores is no instruction's doing.
         self.progress.current = None;
-        if self.progress.remaining == 0 {
-            // A fault would come too early.
+        if self.progress.remaining == 0 || self.is_near_breakpoint(rip) {
+            // A fault would come too early, or each instruction has to be looked at.
             self.cause = Cause::Restart;
             return Err(Trap);
         }

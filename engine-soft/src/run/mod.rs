@@ -115,11 +115,8 @@ impl Cpu {
                 }
                 continue;
             }
-            let left = if self.long && self.shared.blocks.translator.is_some() {
-                self.run_translated()
-            } else {
-                self.run_blocks()
-            };
+            let translated = self.long && !self.has_breakpoints() && self.shared.blocks.translator.is_some();
+            let left = if translated { self.run_translated() } else { self.run_blocks() };
             match left {
                 Left::Look => {}
                 Left::Alone => {
@@ -134,7 +131,9 @@ impl Cpu {
 
     /// Something has to be seen after each instruction.
     fn is_watched(&self) -> bool {
-        self.flags.control & (bit::TF | bit::RF) != 0 || self.debug.control & 0xFF != 0
+        self.flags.control & (bit::TF | bit::RF) != 0
+            || self.debug.control & 0xFF != 0
+            || self.has_watchpoints()
     }
 
     /// From block to block.
@@ -291,6 +290,9 @@ impl Cpu {
             return Some(Stop::Budget);
         }
         let rip = self.gpr[RIP_SLOT];
+        if let Some(stop) = self.stop_before(rip) {
+            return Some(Stop::Exit(ExitKind::Debug(stop)));
+        }
         let traced = self.flags.control & bit::TF != 0;
         let resuming = self.flags.control & bit::RF != 0;
         let shadowed = self.shadow;
@@ -329,9 +331,11 @@ impl Cpu {
                 }
                 if status != 0 {
                     self.debug.status |= status;
-                    return self.trap(vector::DB).err().map(Stop::Exit);
+                    if let Err(exit) = self.trap(vector::DB) {
+                        return Some(Stop::Exit(exit));
+                    }
                 }
-                None
+                self.stop_after().map(|stop| Stop::Exit(ExitKind::Debug(stop)))
             }
             Err(Left::Exit(kind)) => Some(Stop::Exit(kind)),
             Err(Left::Look | Left::Alone) => None,

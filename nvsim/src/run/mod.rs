@@ -10,6 +10,7 @@ mod terminal;
 mod verdict;
 mod warm;
 
+use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -131,6 +132,13 @@ pub fn run(args: RunArgs, errand: Errand) -> Result<ExitCode> {
             std::thread::sleep(limit);
             remote.stop(StopReason::Timeout);
         });
+    }
+    if let Some(address) = &args.gdb {
+        let listener =
+            TcpListener::bind(address).with_context(|| format!("Cannot wait for gdb at {address}"))?;
+        let place = listener.local_addr().context("Cannot wait for gdb")?;
+        eprintln!("nvsim: the guest stands still until gdb connects: target remote {place}");
+        machine.debug(&listener)?;
     }
     let ready = Instant::now();
     let mut keep = keep;

@@ -140,4 +140,4 @@ pub(crate) fn misfit(reason: impl Into<String>) -> Error {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -42,14 +42,14 @@ impl SerialBackend for Paper {
     }
 }
 
-struct Desk {
+pub(crate) struct Desk {
     dir: TempDir,
     paper: Paper,
     remote: Remote,
 }
 
 impl Desk {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut elf = vec![0_u8; 120];
         elf[..8].copy_from_slice(b"\x7FELF\x02\x01\x01\x00");
@@ -91,7 +91,7 @@ impl Desk {
         }
     }
 
-    fn machine(&self, dimms: &[&str], stop_at: u64) -> Machine {
+    pub(crate) fn machine(&self, dimms: &[&str], stop_at: u64) -> Machine {
         let boot = BootSpec {
             kernel: Kernel::detect(&self.path("kernel")).unwrap(),
             initrd: None,
