@@ -99,7 +99,7 @@ pub(crate) struct Stepper {
     messages: u64,
     since_interrupt: u32,
     log: Vec<Event>,
-    /// It has flushed or posted something that no fence has followed.
+    /// It has flushed or posted something that no fence has followed, or may have before it was watched.
     unfenced: bool,
     /// Exceptions whose handlers ran unseen.
     unseen: u64,
@@ -140,7 +140,7 @@ impl Stepper {
             messages: 0,
             since_interrupt: BETWEEN_INTERRUPTS,
             log: Vec::new(),
-            unfenced: false,
+            unfenced: true,
             unseen: 0,
         };
         stepper.read(fd)?;
