@@ -1,4 +1,4 @@
-//! What is where in an XFS file system, as xfs_db tells.
+//! What is where in an XFS file system, as xfs_db tells. What stands in its log only is not known.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::OsStr;
