@@ -81,6 +81,7 @@ fn a_damaged_snapshot_is_told_and_not_used() {
     let store =
         std::env::var_os("XDG_CACHE_HOME").map_or_else(|| Path::new(&home).join(".cache"), Into::into);
     // The same images, but no snapshots.
+    common::nvsim(folder.path(), &["image", "build", "dax"]).ok();
     std::fs::create_dir_all(cache.join("nvsim")).unwrap();
     for entry in std::fs::read_dir(store.join("nvsim")).unwrap().flatten() {
         if entry.file_name() != "snapshots" {
@@ -100,7 +101,8 @@ fn a_damaged_snapshot_is_told_and_not_used() {
     assert_eq!(run(), "");
     let snapshots = || {
         let found = std::fs::read_dir(cache.join("nvsim/snapshots")).unwrap();
-        found.map(|entry| entry.unwrap().path()).collect::<Vec<_>>()
+        let paths = found.map(|entry| entry.unwrap().path());
+        paths.filter(|path| path.extension().is_some_and(|kind| kind == "snap")).collect::<Vec<_>>()
     };
     let [snapshot] = &snapshots()[..] else { panic!("{:?}", snapshots()) };
     let mut bytes = std::fs::read(snapshot).unwrap();

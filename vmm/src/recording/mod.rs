@@ -145,8 +145,12 @@ impl Recorder {
         earlier: (u64, u64),
         run_limit: Option<u64>,
     ) -> Result<()> {
-        if partition.memory_events().is_none() {
-            return Err(Error::Record("this engine does not see stores; give --engine soft".to_owned()));
+        // Moments are told by instruction counts, so an engine that sees stores but does not count will not do.
+        if partition.memory_events().is_none() || partition.instructions().is_none() {
+            return Err(Error::Record(
+                "this engine does not tell at which instruction a store is made; give --engine soft"
+                    .to_owned(),
+            ));
         }
         self.earlier = earlier;
         self.run_limit = run_limit;
