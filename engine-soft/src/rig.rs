@@ -5,9 +5,13 @@ use engine::state::{Activity, Segment, SystemRegisters};
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::cpu::{Cpu, control};
+#[cfg(test)]
+use crate::decode::decode;
 use crate::insn::RIP;
 use crate::ram::Ram;
 use crate::run::Stop;
+#[cfg(test)]
+use crate::trap::{Cause, Trap};
 
 /// Size of the bench's memory in bytes; linear addresses up to 1 GiB equal physical ones.
 pub const SIZE: usize = 16 << 20;
@@ -81,5 +85,18 @@ impl Cpu {
         self.poke(CODE, code);
         self.gpr[usize::from(RIP)] = CODE;
         self.run(count)
+    }
+}
+
+/// Executes one instruction that must fault; tells how.
+#[cfg(test)]
+pub(crate) fn fault(cpu: &mut Cpu, code: &[u8]) -> (u8, Option<u32>) {
+    let bytes = [code, &[0; 15]].concat();
+    let insn = decode(64, &bytes).unwrap_or_else(|| panic!("{code:x?} is cut short")).insn;
+    cpu.gpr[usize::from(RIP)] = CODE + code.len() as u64;
+    let Err(Trap) = (insn.exec)(cpu, &insn) else { panic!("{code:x?} has not faulted") };
+    match cpu.cause {
+        Cause::Exception { vector, code } => (vector, code),
+        other => panic!("{code:x?}: {other:?}"),
     }
 }

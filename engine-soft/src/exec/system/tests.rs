@@ -3,12 +3,10 @@ use engine::cpuid::CpuidTable;
 use engine::state::{Activity, Segment};
 
 use crate::cpu::{Cpu, control};
-use crate::decode::decode;
 use crate::flags::bit;
-use crate::insn::RIP;
-use crate::rig::{CODE, DATA};
+use crate::rig::{CODE, DATA, fault};
 use crate::run::Stop;
-use crate::trap::{Cause, Trap, vector};
+use crate::trap::vector;
 
 const RAX: usize = 0;
 const RCX: usize = 1;
@@ -29,18 +27,6 @@ fn execute(cpu: &mut Cpu, code: &[u8]) {
     let stop = cpu.run_code(code, 1);
     assert!(matches!(stop, Stop::Budget | Stop::Attention), "{code:x?}: {stop:?} {:?}", cpu.cause);
     assert_eq!(cpu.rip(), CODE + code.len() as u64);
-}
-
-/// Executes one instruction that must fault; tells how.
-fn fault(cpu: &mut Cpu, code: &[u8]) -> (u8, Option<u32>) {
-    let bytes = [code, &[0; 15]].concat();
-    let insn = decode(64, &bytes).unwrap_or_else(|| panic!("{code:x?} is cut short")).insn;
-    cpu.gpr[usize::from(RIP)] = CODE + code.len() as u64;
-    let Err(Trap) = (insn.exec)(cpu, &insn) else { panic!("{code:x?} has not faulted") };
-    match cpu.cause {
-        Cause::Exception { vector, code } => (vector, code),
-        other => panic!("{code:x?}: {other:?}"),
-    }
 }
 
 const GP0: (u8, Option<u32>) = (vector::GP, Some(0));
