@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use trace::medium::Rules;
-use trace::{Moment, Reader, When};
+use trace::{Reader, When};
 use vmm::recording::{CutReport, CutSpec};
 
 use crate::cli::CutArgs;
@@ -33,17 +33,12 @@ pub fn cut(args: &CutArgs) -> Result<()> {
     Ok(())
 }
 
-/// A random moment is drawn from all events of the trace, unless the user says from how many.
+/// The moment, settled if it is to be drawn from all events of the trace.
 fn settled(path: &Path, when: &When) -> Result<When> {
-    let Moment::Random { seed, among: None } = when.moment else { return Ok(when.clone()) };
-    let mut trace = open(path)?;
-    let mut counting = when.after.is_none();
-    let mut among = 0u64;
-    while let Some(event) = trace.next_event().with_context(|| path.display().to_string())? {
-        among += u64::from(counting && event.kind.is_decisive());
-        counting |= when.after.as_deref().is_some_and(|mark| event.kind == trace::Kind::Mark(mark));
+    if !when.is_open() {
+        return Ok(when.clone());
     }
-    Ok(When { after: when.after.clone(), moment: Moment::Random { seed, among: Some(among.max(1)) } })
+    when.drawn_from(&mut open(path)?).with_context(|| path.display().to_string())
 }
 
 /// What a cut was, in a sentence.

@@ -1,9 +1,10 @@
 //! Moments of a run: how a user names them, and how they are found in a stream of events, live or recorded.
 
 use std::fmt;
+use std::io::Read;
 use std::str::FromStr;
 
-use crate::{Area, Error, Event, Kind};
+use crate::{Area, Error, Event, Kind, Reader, Result};
 
 /// A moment, as `store:7`, `mark:NAME` or `after:MARK,fence:2` names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,7 +54,7 @@ const FORMS: &str = "write insn:N, store:N, flush:N, fence:N, hint:N, label:N, e
 impl FromStr for When {
     type Err = Error;
 
-    fn from_str(text: &str) -> Result<Self, Error> {
+    fn from_str(text: &str) -> Result<Self> {
         let bad = |reason: &str| Error::When { text: text.to_owned(), reason: reason.to_owned() };
         let (after, rest) = match text.strip_prefix("after:") {
             None => (None, text),
@@ -85,6 +86,32 @@ impl FromStr for When {
             return Err(bad("give the mark's name"));
         }
         Ok(Self { after, moment })
+    }
+}
+
+impl When {
+    /// Whether it is drawn at random from a number of events that is not said: see [`When::drawn_from`].
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        matches!(self.moment, Moment::Random { among: None, .. })
+    }
+
+    /// Draws an open moment from all events of a trace, read from its begin, that may change what survives; with a mark,
+    /// from those behind it.
+    ///
+    /// # Errors
+    /// What is wrong with the trace.
+    pub fn drawn_from<R: Read>(&self, trace: &mut Reader<R>) -> Result<Self> {
+        let mut when = self.clone();
+        let Moment::Random { among: among @ None, .. } = &mut when.moment else { return Ok(when) };
+        let mut counting = self.after.is_none();
+        let mut count = 0_u64;
+        while let Some(event) = trace.next_event()? {
+            count += u64::from(counting && event.kind.is_decisive());
+            counting |= self.after.as_deref().is_some_and(|mark| event.kind == Kind::Mark(mark));
+        }
+        *among = Some(count.max(1));
+        Ok(when)
     }
 }
 
@@ -163,6 +190,17 @@ pub enum Due {
     Time(u64),
 }
 
+impl Due {
+    /// Whether the moment has come for who is at this instruction and guest time.
+    #[must_use]
+    pub fn is_reached(self, instruction: u64, time: u64) -> bool {
+        match self {
+            Self::Instruction(n) => instruction >= n,
+            Self::Time(n) => time >= n,
+        }
+    }
+}
+
 /// Waits for a moment.
 #[derive(Debug, Clone)]
 pub struct Cutter {
@@ -184,12 +222,6 @@ impl Cutter {
             moment = Moment::Event(draw(seed, among.unwrap_or(AMONG)));
         }
         Self { after: when.after.clone(), moment, seen: 0, instruction: 0, time: 0 }
-    }
-
-    /// What it waits for; an event drawn at random has its number by now.
-    #[must_use]
-    pub fn moment(&self) -> &Moment {
-        &self.moment
     }
 
     /// An event has been met.

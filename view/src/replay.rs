@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use nvdimm_model::Medium;
 use nvdimm_model::medium::Rules;
-use trace::{Cutter, Due, Event, Kind, Moment, Reader, Verdict, When};
+use trace::{Cutter, Event, Kind, Reader, Verdict, When};
 
 use crate::{Error, Images, Result};
 
@@ -107,12 +107,7 @@ impl Source {
         }
         if let (Some(when), Some(cutter), false) = (&when, &cutter, came) {
             let end = reader.end().cloned().unwrap_or_default();
-            let due = match cutter.due() {
-                Some(Due::Instruction(n)) => end.instruction >= n,
-                Some(Due::Time(n)) => end.time >= n,
-                None => false,
-            };
-            if !due {
+            if !cutter.due().is_some_and(|due| due.is_reached(end.instruction, end.time)) {
                 return Err(Error::NeverCame {
                     path: self.path.clone(),
                     when: when.to_string(),
@@ -125,17 +120,11 @@ impl Source {
         Ok(Replayed { reader, medium, images, reached })
     }
 
-    /// A moment at random is drawn from all of the trace's events, unless it says from how many.
+    /// The moment, settled if it is to be drawn from all of the trace's events.
     fn drawn(&self, when: &When) -> Result<When> {
-        let mut when = when.clone();
-        if let Moment::Random { among: among @ None, .. } = &mut when.moment {
-            let mut reader = self.open()?;
-            let mut count = 0;
-            while let Some(event) = reader.next_event().map_err(|e| self.wrong(e))? {
-                count += u64::from(event.kind.is_decisive());
-            }
-            *among = Some(count.max(1));
+        if !when.is_open() {
+            return Ok(when.clone());
         }
-        Ok(when)
+        when.drawn_from(&mut self.open()?).map_err(|e| self.wrong(e))
     }
 }

@@ -140,6 +140,8 @@ fn the_moment_decides() {
     // The same bytes as before are no other image.
     assert_eq!(at("after:begun,store:3").unwrap().explanation.states, "5");
     assert!(at("random:7").is_ok());
+    // Behind a mark, there are only the events behind it to draw from.
+    assert!((0..20).all(|seed| at(&format!("after:begun,random:{seed}")).is_ok()));
     let never = at("fence:2").unwrap_err().to_string().replace(&source.path().display().to_string(), "T");
     assert_snapshot!(never, @"T: fence:2 never comes: the trace ends after 11 events, 115 instructions, 0.000001 s; `nvsim trace stats` counts what there is");
 }

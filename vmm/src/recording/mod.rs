@@ -253,10 +253,7 @@ impl Recorder {
         self.drain(exit, partition, processor)?;
         let at = self.at(exit.vcpu, partition);
         let passed = |cutter: &Option<Cutter>| {
-            cutter.as_ref().and_then(Cutter::due).is_some_and(|due| match due {
-                Due::Instruction(n) => at.instruction >= n,
-                Due::Time(t) => at.time >= t,
-            })
+            cutter.as_ref().and_then(Cutter::due).is_some_and(|due| due.is_reached(at.instruction, at.time))
         };
         if self.phase == Phase::Before && passed(&self.opens) {
             self.open(at, nvdimms)?;
