@@ -1,4 +1,4 @@
-//! A trace file: all of it is read, and applied to the model.
+//! A trace file, as it is and with checksums made right: all of it is read, and applied to the model.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -6,6 +6,11 @@ use nvdimm_model::medium::Rules;
 use trace::Reader;
 
 fuzz_target!(|data: &[u8]| {
+    read(data);
+    read(&trace::fuzz::reseal(data));
+});
+
+fn read(data: &[u8]) {
     let Ok(mut reader) = Reader::new(data) else { return };
     let mut medium = reader.header().medium(Rules::default());
     while let Ok(Some(_)) = reader.next_block() {}
@@ -14,4 +19,4 @@ fuzz_target!(|data: &[u8]| {
             let _ = medium.apply(event.vcpu, operation);
         }
     }
-});
+}

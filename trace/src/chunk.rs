@@ -41,15 +41,30 @@ pub enum Refusal {
 /// The bytes of a chunk.
 pub fn seal(tag: u8, number: u32, payload: &[u8], out: &mut Vec<u8>) {
     let packed = lz4_flex::block::compress(payload);
-    let (compressed, stored) = if packed.len() < payload.len() { (1, &packed[..]) } else { (0, payload) };
     out.clear();
-    out.extend([tag, compressed, 0, 0]);
-    for word in [stored.len() as u32, payload.len() as u32, number] {
+    if packed.len() < payload.len() {
+        append(tag, number, payload.len(), &packed, out);
+    } else {
+        append(tag, number, payload.len(), payload, out);
+    }
+}
+
+/// Appends a chunk whose payload of `len` bytes is `stored`, compressed if that is shorter.
+fn append(tag: u8, number: u32, len: usize, stored: &[u8], out: &mut Vec<u8>) {
+    let head = out.len();
+    out.extend([tag, u8::from(stored.len() < len), 0, 0]);
+    for word in [stored.len() as u32, len as u32, number] {
         out.extend(word.to_le_bytes());
     }
-    let sum = checksum(out, stored);
+    let sum = checksum(&out[head..], stored);
     out.extend(sum);
     out.extend_from_slice(stored);
+}
+
+/// Appends a chunk that is not compressed.
+#[cfg(feature = "fuzz")]
+pub fn append_plain(tag: u8, number: u32, payload: &[u8], out: &mut Vec<u8>) {
+    append(tag, number, payload.len(), payload, out);
 }
 
 fn checksum(head: &[u8], stored: &[u8]) -> [u8; 16] {
@@ -62,31 +77,55 @@ fn checksum(head: &[u8], stored: &[u8]) -> [u8; 16] {
 
 /// Reads the next chunk: its tag, and how many bytes it has in the file. `payload` is replaced.
 pub fn open(from: &mut impl Read, number: u32, payload: &mut Vec<u8>) -> Result<(u8, u64), Refusal> {
+    let (head, stored) = take(from)?;
+    if checksum(&head[..16], &stored) != head[16..] {
+        return Err(Refusal::Damaged("its checksum is wrong"));
+    }
+    if word(&head, 12) as u32 != number {
+        return Err(Refusal::Damaged("a chunk is missing or out of place"));
+    }
+    let bytes = (HEADER + stored.len()) as u64;
+    unpack(&head, stored, payload)?;
+    Ok((head[0], bytes))
+}
+
+/// Reads the next chunk and believes it, checksum or not: its tag.
+#[cfg(feature = "fuzz")]
+pub fn open_unchecked(from: &mut impl Read, payload: &mut Vec<u8>) -> Result<u8, Refusal> {
+    let (head, stored) = take(from)?;
+    unpack(&head, stored, payload)?;
+    Ok(head[0])
+}
+
+fn word(head: &[u8; HEADER], at: usize) -> usize {
+    u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]) as usize
+}
+
+/// The header of the next chunk, if it can be one, and what it stores.
+fn take(from: &mut impl Read) -> Result<([u8; HEADER], Vec<u8>), Refusal> {
     let mut head = [0; HEADER];
     fill(from, &mut head)?;
-    let word = |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
-    let (stored_len, len) = (word(4) as usize, word(8) as usize);
+    let (stored_len, len) = (word(&head, 4), word(&head, 8));
     if stored_len > len || len > MAX || head[1] > 1 || (head[1] == 0 && stored_len != len) {
         return Err(Refusal::Damaged("its length cannot be"));
     }
     let mut stored = vec![0; stored_len];
     fill(from, &mut stored)?;
-    if checksum(&head[..16], &stored) != head[16..] {
-        return Err(Refusal::Damaged("its checksum is wrong"));
-    }
-    if word(12) != number {
-        return Err(Refusal::Damaged("a chunk is missing or out of place"));
-    }
-    if head[1] == 1 {
-        payload.resize(len, 0);
-        let unpacked = lz4_flex::block::decompress_into(&stored, payload);
-        if unpacked.ok() != Some(len) {
-            return Err(Refusal::Damaged("it cannot be decompressed"));
-        }
-    } else {
+    Ok((head, stored))
+}
+
+/// The payload out of what a chunk stores.
+fn unpack(head: &[u8; HEADER], stored: Vec<u8>, payload: &mut Vec<u8>) -> Result<(), Refusal> {
+    if head[1] == 0 {
         *payload = stored;
+        return Ok(());
     }
-    Ok((head[0], (HEADER + stored_len) as u64))
+    let len = word(head, 8);
+    payload.resize(len, 0);
+    match lz4_flex::block::decompress_into(&stored, payload) {
+        Ok(unpacked) if unpacked == len => Ok(()),
+        _ => Err(Refusal::Damaged("it cannot be decompressed")),
+    }
 }
 
 /// Fills all of `bytes`.

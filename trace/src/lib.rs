@@ -19,6 +19,8 @@ mod chunk;
 mod code;
 mod error;
 mod event;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 mod header;
 mod read;
 #[cfg(test)]

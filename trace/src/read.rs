@@ -71,7 +71,7 @@ impl<R: Read> Reader<R> {
         if reader.chunk()? != tag::HEADER {
             return Err(reader.damaged(at, "it has no header"));
         }
-        reader.header = reader.record(at)?;
+        reader.header = reader.record(at, &reader.payload)?;
         reader.hashes.resize_with(reader.header.dimms.len(), blake3::Hasher::new);
         reader.payload.clear();
         Ok(reader)
@@ -91,13 +91,20 @@ impl<R: Read> Reader<R> {
         let State::Blocks(mut at) = self.state else { return Ok(None) };
         if at == self.payload.len() {
             let offset = self.offset;
+            // Whatever goes wrong from here, of this chunk there is no block left to read.
+            self.state = State::Blocks(0);
+            self.payload.clear();
+            at = 0;
             match self.chunk()? {
-                tag::BLOCKS if self.payload.len().is_multiple_of(ENTRY) && !self.payload.is_empty() => at = 0,
-                tag::START => {
-                    self.begin(offset)?;
+                tag::BLOCKS if self.payload.len().is_multiple_of(ENTRY) && !self.payload.is_empty() => {}
+                tag => {
+                    let payload = std::mem::take(&mut self.payload);
+                    if tag != tag::START {
+                        return Err(self.damaged(offset, "blocks or events were expected"));
+                    }
+                    self.begin(offset, &payload)?;
                     return Ok(None);
                 }
-                _ => return Err(self.damaged(offset, "blocks or events were expected")),
             }
         }
         self.state = State::Blocks(at + ENTRY);
@@ -115,8 +122,8 @@ impl<R: Read> Reader<R> {
     }
 
     /// The blocks are over.
-    fn begin(&mut self, offset: u64) -> Result<()> {
-        self.start = self.record(offset)?;
+    fn begin(&mut self, offset: u64, start: &[u8]) -> Result<()> {
+        self.start = self.record(offset, start)?;
         let hashes: Vec<[u8; 32]> = self.hashes.iter().map(|hash| *hash.finalize().as_bytes()).collect();
         if hashes != self.start {
             return Err(self.damaged(offset, "the DIMMs' content does not match its hash"));
@@ -145,7 +152,7 @@ impl<R: Read> Reader<R> {
                     self.state = State::Events(Decoder::new(std::mem::take(&mut self.payload)));
                 }
                 tag::NAMES => {
-                    let names: Vec<(u64, Box<str>)> = self.record(offset)?;
+                    let names: Vec<(u64, Box<str>)> = self.record(offset, &self.payload)?;
                     if self.names.len() + names.len() > NAMES {
                         return Err(self.damaged(offset, "it has more names than a kernel has code"));
                     }
@@ -153,7 +160,7 @@ impl<R: Read> Reader<R> {
                     self.payload.clear();
                 }
                 tag::END => {
-                    let end: End = self.record(offset)?;
+                    let end: End = self.record(offset, &self.payload)?;
                     if end.events != self.events {
                         return Err(self.damaged(offset, "the number of events is wrong"));
                     }
@@ -201,19 +208,21 @@ impl<R: Read> Reader<R> {
     /// Reads the next chunk into the payload.
     fn chunk(&mut self) -> Result<u8> {
         let (offset, events) = (self.offset, self.events);
-        let (tag, len) =
-            chunk::open(&mut self.from, self.chunks, &mut self.payload).map_err(|refusal| match refusal {
+        let (tag, len) = chunk::open(&mut self.from, self.chunks, &mut self.payload).map_err(|refusal| {
+            self.payload.clear();
+            match refusal {
                 Refusal::Io(source) => Error::Io { offset, source },
                 Refusal::Short => Error::CutShort { offset, events },
                 Refusal::Damaged(what) => Error::Damaged { offset, what, events },
-            })?;
+            }
+        })?;
         self.chunks += 1;
         self.offset += len;
         Ok(tag)
     }
 
-    fn record<T: serde::de::DeserializeOwned>(&self, offset: u64) -> Result<T> {
-        postcard::from_bytes(&self.payload).map_err(|_| self.damaged(offset, "a record makes no sense"))
+    fn record<T: serde::de::DeserializeOwned>(&self, offset: u64, payload: &[u8]) -> Result<T> {
+        postcard::from_bytes(payload).map_err(|_| self.damaged(offset, "a record makes no sense"))
     }
 
     fn damaged(&self, offset: u64, what: &'static str) -> Error {

@@ -312,3 +312,37 @@ fn addresses_and_places_in_files_agree_with_the_medium() {
     medium.apply(0, store.operation().unwrap()).unwrap();
     assert_eq!(medium.undecided()[0].dimm, 1);
 }
+
+/// The file with one chunk's tag and payload replaced, and its checksum right.
+fn replaced(bytes: &[u8], which: u8, by: (u8, &[u8])) -> Vec<u8> {
+    let (mut out, mut rest) = (bytes[..MAGIC.len() + 4].to_vec(), &bytes[MAGIC.len() + 4..]);
+    let (mut payload, mut sealed) = (Vec::new(), Vec::new());
+    for number in 0.. {
+        let Ok((tag, _)) = chunk::open(&mut rest, number, &mut payload) else { break };
+        let (tag, payload) = if tag == which { by } else { (tag, &payload[..]) };
+        chunk::seal(tag, number, payload, &mut sealed);
+        out.extend(&sealed);
+    }
+    out
+}
+
+#[test]
+fn who_reads_on_behind_damage_gets_an_end_or_an_error() {
+    let blocks: Vec<_> = (0..70).map(|number| (0, number, 1)).collect();
+    let (bytes, _) = write(&[], &[], &blocks);
+    let wrong_hash = postcard::to_stdvec(&vec![[7u8; 32]; 3]).unwrap();
+    for by in
+        [(chunk::tag::END, &wrong_hash[..]), (chunk::tag::START, &wrong_hash), (chunk::tag::START, &[1])]
+    {
+        let bytes = replaced(&bytes, chunk::tag::START, by);
+        let mut reader = Reader::new(&bytes[..]).unwrap();
+        for _ in 0..70 {
+            assert!(reader.next_block().unwrap().is_some());
+        }
+        assert!(matches!(reader.next_block(), Err(Error::Damaged { .. })));
+        for _ in 0..3 {
+            assert!(!matches!(reader.next_block(), Ok(Some(_))));
+            assert!(!matches!(reader.next_event(), Ok(Some(_))));
+        }
+    }
+}
