@@ -12,7 +12,7 @@ pub enum Error {
         size: u64,
     },
     /// The data size is outside what Linux and the machine's address space can take.
-    #[error("size {size} is outside {min} to {max} bytes")]
+    #[error("a size of {size} bytes is not possible: from {} MiB to {} TiB", min >> 20, max >> 40)]
     SizeRange {
         /// The size asked for, in bytes.
         size: u64,

@@ -27,7 +27,7 @@ Examples:
   nvsim run --image dax                                   a shell, with DAX ext4 at /mnt/pmem0
   nvsim run --image dax --nvdimm d0.nvd,size=1G           the same, on a DIMM that is kept
   nvsim run --image dax --exec 'ndctl list -v'            one command; its output and its status
-  nvsim dimm create d0.nvd --size 1G                      a DIMM laid out offline
+  nvsim dimm create d0.nvd,size=1G                        a DIMM laid out offline
   nvsim doctor                                            what this host can do")]
 pub struct Cli {
     /// Say more (-v: what is done, -vv: how).
@@ -521,20 +521,4 @@ fn duration(text: &str) -> Result<std::time::Duration, String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use clap::CommandFactory;
-
-    #[test]
-    fn the_command_line_contradicts_itself_nowhere() {
-        Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn times_have_units() {
-        assert_eq!(duration("1.5s"), Ok(std::time::Duration::from_millis(1500)));
-        assert_eq!(duration("5m"), Ok(std::time::Duration::from_secs(300)));
-        assert!(duration("-1s").is_err());
-        assert!(duration("5mm").is_err());
-    }
-}
+mod tests;

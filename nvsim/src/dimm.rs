@@ -156,7 +156,7 @@ fn label_areas(areas: &[LabelsInfo]) {
             continue;
         }
         println!(
-            "  labels v{}, {} slots, index block {} is current (sequence {})",
+            "  labels {}, {} slots, index block {} is current (sequence {})",
             area.version, area.slots, area.current, area.sequence
         );
         let mut rows = table(&["  SLOT", "DPA", "SIZE", "POSITION", "SET COOKIE", "UUID", "NAME"]);
