@@ -88,7 +88,9 @@ impl Journal {
 
     fn know(&mut self, line: &str) {
         let mut words = line.trim_end().splitn(3, ' ');
-        let (Some(suite), Some(case), Some(what)) = (words.next(), words.next(), words.next()) else { return };
+        let (Some(suite), Some(case), Some(what)) = (words.next(), words.next(), words.next()) else {
+            return;
+        };
         let outcome = match what {
             "begins" => None,
             "passed" => Some(Ok(())),
