@@ -49,10 +49,10 @@ pub struct Image {
 /// A power cut: what is sure is worked out once, and each choice then costs only the lines in doubt.
 #[derive(Debug)]
 pub struct Cut<'a> {
-    medium: &'a Medium,
+    pub(super) medium: &'a Medium,
     sure: Image,
     /// Lines in doubt, with what is sure of them.
-    doubt: Vec<(u64, Marks, Content)>,
+    pub(super) doubt: Vec<(u64, Marks, Content)>,
 }
 
 /// What is kept of a line when the decided is forgotten.
@@ -191,7 +191,7 @@ impl Medium {
     }
 
     /// The newest step of each chunk that a choice lets survive.
-    fn limits(&self, line: u64, marks: Marks, survivors: &Survivors) -> Result<Limits, Error> {
+    pub(super) fn limits(&self, line: u64, marks: Marks, survivors: &Survivors) -> Result<Limits, Error> {
         match survivors {
             Survivors::None => Ok(self.floors(line, marks)),
             Survivors::All => Ok([marks.top; 8]),
@@ -271,15 +271,7 @@ impl Cut<'_> {
     /// # Errors
     /// [`Error::NotInDoubt`] for a pick on a line that is not, [`Error::BadPick`] for one that it does not have.
     pub fn outcome(&self, survivors: &Survivors) -> Result<Image, Error> {
-        if let Survivors::Picks(picks) = survivors {
-            let in_doubt = |address: u64| {
-                let found = self.doubt.binary_search_by_key(&(address / LINE), |&(line, ..)| line);
-                address.is_multiple_of(LINE) && found.is_ok()
-            };
-            if let Some(&address) = picks.keys().find(|address| !in_doubt(**address)) {
-                return Err(Error::NotInDoubt { address });
-            }
-        }
+        self.check(survivors)?;
         let mut image = Image { lines: BTreeMap::new(), name: self.sure.name };
         for &(line, marks, sure) in &self.doubt {
             let limits = self.medium.limits(line, marks, survivors)?;
@@ -291,6 +283,19 @@ impl Cut<'_> {
             }
         }
         Ok(image)
+    }
+
+    /// Whether all lines that are picked are in doubt.
+    pub(super) fn check(&self, survivors: &Survivors) -> Result<(), Error> {
+        let Survivors::Picks(picks) = survivors else { return Ok(()) };
+        let in_doubt = |address: u64| {
+            let found = self.doubt.binary_search_by_key(&(address / LINE), |&(line, ..)| line);
+            address.is_multiple_of(LINE) && found.is_ok()
+        };
+        match picks.keys().find(|address| !in_doubt(**address)) {
+            Some(&address) => Err(Error::NotInDoubt { address }),
+            None => Ok(()),
+        }
     }
 }
 

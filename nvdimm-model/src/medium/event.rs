@@ -1,5 +1,7 @@
 //! What happens to the medium: stores, flushes, fences, hints (Intel SDM vol. 1, 11.12; vol. 2, the instructions named).
 
+use std::str::FromStr;
+
 use serde::{Deserialize, Serialize};
 
 /// How a store is made.
@@ -84,6 +86,9 @@ pub enum Operation<'a> {
 pub struct Rules {
     /// A wide store may be cut at borders of eight bytes.
     pub tear: bool,
+    /// LOCK-prefixed instructions, and XCHG with memory, are fences. Without, only those count that a program makes for
+    /// their own sake.
+    pub locked_fences: bool,
     /// A failing LOCK CMPXCHG is a fence.
     pub failed_cmpxchg_fences: bool,
     /// Serialising instructions are fences.
@@ -94,7 +99,13 @@ pub struct Rules {
 
 impl Default for Rules {
     fn default() -> Self {
-        Self { tear: true, failed_cmpxchg_fences: true, serialising_fences: false, line_order: true }
+        Self {
+            tear: true,
+            locked_fences: true,
+            failed_cmpxchg_fences: true,
+            serialising_fences: false,
+            line_order: true,
+        }
     }
 }
 
@@ -102,10 +113,66 @@ impl Rules {
     /// Whether a fence of this kind commits a vCPU's flushes and posted stores.
     pub fn fences(&self, kind: FenceKind) -> bool {
         match kind {
-            FenceKind::Sfence | FenceKind::Mfence | FenceKind::Locked => true,
+            FenceKind::Sfence | FenceKind::Mfence => true,
             FenceKind::Lfence => false,
-            FenceKind::FailedCmpxchg => self.failed_cmpxchg_fences,
+            FenceKind::Locked => self.locked_fences,
+            FenceKind::FailedCmpxchg => self.locked_fences && self.failed_cmpxchg_fences,
             FenceKind::Serialising => self.serialising_fences,
+        }
+    }
+}
+
+impl FromStr for Rules {
+    type Err = String;
+
+    /// Changes to the default, as `locked=off,tear=off`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut rules = Self::default();
+        for change in text.split(',') {
+            let switch = match change.split_once('=') {
+                Some((name, "on")) => Some((name, true)),
+                Some((name, "off")) => Some((name, false)),
+                _ => None,
+            };
+            let place = switch.and_then(|(name, on)| {
+                let place = match name {
+                    "tear" => &mut rules.tear,
+                    "locked" => &mut rules.locked_fences,
+                    "cmpxchg" => &mut rules.failed_cmpxchg_fences,
+                    "serialising" => &mut rules.serialising_fences,
+                    "line-order" => &mut rules.line_order,
+                    _ => return None,
+                };
+                Some((place, on))
+            });
+            let Some((place, on)) = place else {
+                return Err(format!(
+                    "{change:?} is no rule: write tear, locked, cmpxchg, serialising or line-order, and =on or =off; as \
+                     locked=off,tear=off"
+                ));
+            };
+            *place = on;
+        }
+        Ok(rules)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rules_are_changed_by_name() {
+        let rules: Rules = "locked=off,serialising=on".parse().unwrap();
+        assert_eq!(rules, Rules { locked_fences: false, serialising_fences: true, ..Rules::default() });
+        assert!(rules.fences(FenceKind::Serialising) && rules.fences(FenceKind::Sfence));
+        assert!(!rules.fences(FenceKind::Locked) && !rules.fences(FenceKind::FailedCmpxchg));
+        assert_eq!(
+            "tear=on,tear=off,line-order=off,cmpxchg=off".parse::<Rules>().unwrap(),
+            Rules { tear: false, line_order: false, failed_cmpxchg_fences: false, ..Rules::default() }
+        );
+        for bad in ["", "locked", "locked=no", "lock=off", "tear=off,"] {
+            assert!(bad.parse::<Rules>().unwrap_err().contains("is no rule"), "{bad}");
         }
     }
 }

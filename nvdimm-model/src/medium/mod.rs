@@ -9,6 +9,7 @@
 //! 2020); docs/persistence-model.md lists them by number.
 
 mod cut;
+mod descent;
 mod event;
 mod log;
 mod name;
@@ -21,6 +22,7 @@ use std::hash::{BuildHasherDefault, Hasher};
 use std::ops::Range;
 
 pub use cut::{Cut, Image, Pick, Survivors};
+pub use descent::ChunkWrite;
 pub use event::{FenceKind, FlushKind, Operation, Rules, StoreKind};
 pub use name::ImageName;
 pub use reach::{Base, Content, Missing, Undecided, Writer};
@@ -188,7 +190,7 @@ impl Medium {
     }
 
     fn store(&mut self, vcpu: u8, address: u64, data: &[u8], kind: StoreKind) -> Result<(), Error> {
-        if kind == StoreKind::Locked {
+        if kind == StoreKind::Locked && self.rules.locked_fences {
             self.fence(vcpu);
         }
         let element = match kind {

@@ -276,7 +276,31 @@ fn agree(machine: &Machine, medium: &Medium, base: &Lines, program: &[(u8, Op)])
     {
         let image = medium.image(&zero, &survivors).unwrap();
         assert!(found.contains(&cells(base, &image.lines)), "{survivors:?} {program:?}");
+        descends(medium, base, &survivors, &found, program);
     }
+}
+
+/// The way from all stores to what survives leads over nothing but images that may be left.
+fn descends(
+    medium: &Medium,
+    base: &Lines,
+    survivors: &Survivors,
+    found: &BTreeSet<Cells>,
+    program: &[(u8, Op)],
+) {
+    let zero = |address: u64| base.get(&address).copied().unwrap_or([0; 64]);
+    let newest = |line: u64| (64 * line, medium.newest(64 * line, &zero));
+    let mut lines: Lines = (0..LINES as u64).map(newest).collect();
+    assert_eq!(cells(base, &lines), cells(base, &medium.image(&zero, &Survivors::All).unwrap().lines));
+    // What must not tear is in part there, when it is written by chunks.
+    let whole = !medium.rules.tear || program.iter().any(|(_, op)| matches!(op, Op::Direct(_)));
+    for (address, chunk) in medium.cut(&zero).descent(survivors).unwrap() {
+        let line = lines.get_mut(&(address / 64 * 64)).unwrap();
+        line[(address % 64) as usize..][..8].copy_from_slice(&chunk);
+        assert!(whole || found.contains(&cells(base, &lines)), "{survivors:?} {program:?}: {lines:?}");
+    }
+    let reached = cells(base, &medium.image(&zero, survivors).unwrap().lines);
+    assert_eq!(cells(base, &lines), reached, "{survivors:?} {program:?}");
 }
 
 /// Runs a program; after the operations that `settle` has bits for, the model forgets what is decided.
