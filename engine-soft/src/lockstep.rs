@@ -59,6 +59,10 @@ impl Engine for Milestones {
         self.engine.tsc_khz(preferred)
     }
 
+    fn repeats(&self) -> bool {
+        self.engine.repeats()
+    }
+
     fn build(&self, spec: &PartitionSpec, memory: &GuestMemory) -> Result<Built> {
         let Built { partition, seats } = self.engine.build(spec, memory)?;
         let next = AtomicU64::new(self.window.from.max(1));

@@ -65,6 +65,10 @@ impl Engine for Soft {
         preferred.clamp(*TSC_KHZ.start(), *TSC_KHZ.end())
     }
 
+    fn repeats(&self) -> bool {
+        true
+    }
+
     fn build(&self, spec: &PartitionSpec, memory: &GuestMemory) -> Result<Built> {
         let unsupported = |what: String| Err(Error::Unsupported { engine: self.name, what });
         if !(1..=MAX_VCPUS).contains(&spec.vcpus) {
@@ -199,7 +203,7 @@ impl Partition for Common {
     }
 
     fn memory_events(&self) -> Option<&dyn MemoryEvents> {
-        Some(self)
+        Some(&self.events)
     }
 
     fn stop_at(&self, instructions: Option<u64>) -> bool {

@@ -32,6 +32,11 @@ pub trait Engine: Debug + Send + Sync {
     /// The TSC frequency that guests of this engine will see when `preferred` is asked for.
     fn tsc_khz(&self, preferred: u32) -> u32;
 
+    /// Whether guests run alike, instruction by instruction, whenever they are given alike.
+    fn repeats(&self) -> bool {
+        false
+    }
+
     /// Makes the partition.
     ///
     /// # Errors

@@ -5,7 +5,6 @@ use std::io::BufReader;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use trace::medium::Rules;
 use trace::{Reader, When};
 use vmm::recording::{CutReport, CutSpec};
 
@@ -21,9 +20,9 @@ pub fn open(path: &Path) -> Result<Reader<BufReader<File>>> {
 /// Makes the files.
 pub fn cut(args: &CutArgs) -> Result<()> {
     let when = settled(&args.trace, &args.at)?;
-    let spec = CutSpec { when, survivors: survivors::parse(&args.survivors)?, rules: Rules::default() };
-    let mut trace = open(&args.trace)?;
-    let report = vmm::recording::cut(&mut trace, &spec, &args.output)
+    let survivors = survivors::parse(&args.survivors)?;
+    let spec = CutSpec { when, survivors, rules: args.rules.unwrap_or_default() };
+    let report = vmm::recording::cut(open(&args.trace)?, &spec, &args.output)
         .with_context(|| args.trace.display().to_string())?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&report)?);

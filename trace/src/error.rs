@@ -56,6 +56,9 @@ pub enum Error {
         /// What would be right.
         reason: String,
     },
+    /// The files with what is sure of the DIMMs' content cannot be read or written.
+    #[error("A copy of what the NV-DIMMs held cannot be kept")]
+    Floor(#[source] std::io::Error),
     /// What the medium says.
     #[error(transparent)]
     Model(#[from] nvdimm_model::Error),

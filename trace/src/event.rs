@@ -86,7 +86,7 @@ pub enum Kind<'a> {
 pub enum Area {
     /// Labels.
     Labels,
-    /// What the DIMM says of itself: health, poison.
+    /// What the DIMM says of itself: health, poison. See [`crate::STATE`].
     State,
 }
 

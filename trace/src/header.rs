@@ -97,7 +97,8 @@ impl Header {
         let ways = zone.dimms.len() as u64;
         let (piece, within) = ((address - zone.start) / PIECE, (address - zone.start) % PIECE);
         let dimm = usize::from(*zone.dimms.get(piece.checked_rem(ways)? as usize)?);
-        Some((dimm, self.dimms.get(dimm)?.data + piece / ways * PIECE + within))
+        let offset = self.dimms.get(dimm)?.data.checked_add(piece / ways * PIECE + within)?;
+        Some((dimm, offset))
     }
 
     /// The guest-physical address of a DIMM's byte, by its offset in the data.

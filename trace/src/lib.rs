@@ -14,15 +14,20 @@
 //!
 //! So a trace needs no other file, can be written and read as a stream of any length, and one that is cut short or damaged
 //! says where, and is good up to there.
+//!
+//! [`Replay`] plays a trace on the medium, and [`Contents`] is what the DIMMs of a run hold, live or played.
 
 mod chunk;
 mod code;
+mod contents;
 mod error;
 mod event;
+mod floor;
 #[cfg(feature = "fuzz")]
 pub mod fuzz;
 mod header;
 mod read;
+mod replay;
 #[cfg(test)]
 mod tests;
 mod when;
@@ -35,16 +40,21 @@ pub fn frame(frame: u64) -> (u64, bool) {
     (if guess { frame ^ GUESS } else { frame }, guess)
 }
 
+pub use contents::{Contents, Remains, in_short};
 pub use error::{Error, Result};
 pub use event::{Area, Event, Kind};
+pub use floor::Floor;
 pub use header::{DimmHeader, End, Header, ZoneHeader};
 pub use nvdimm_model::medium;
 pub use read::Reader;
+pub use replay::{Reached, Replay};
 pub use when::{Cutter, Due, Moment, Verdict, When};
 pub use write::Writer;
 
 /// Bytes of a block of a DIMM's file.
 pub const BLOCK: usize = 4096;
+/// Bytes of what a DIMM says of itself ([`Area::State`]); it is recorded without the zeroes at its end.
+pub const STATE: usize = 32 << 10;
 /// The format that this crate writes and reads.
 pub const FORMAT: u32 = 1;
 /// A frame of a call chain that is no more than likely has this bit the other way round: an address of which bits 62 and 63

@@ -2,13 +2,12 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use num_bigint::BigUint;
 use nvdimm_model::medium::{Missing, Undecided};
 use serde::Serialize;
-use trace::{Kind, When};
+use trace::{Kind, Reached, When};
 
 use crate::names::{callers, function, place};
-use crate::replay::{Reached, Replayed, Source};
+use crate::replay::{Replayed, Source};
 use crate::{Images, Result};
 
 /// Bytes of a store that are shown.
@@ -122,16 +121,18 @@ pub struct Explained {
 pub fn explain(source: &Source, when: Option<&When>) -> Result<Explained> {
     let replayed = source.replay(when, |_, _, _| {})?;
     let explanation = of_replayed(source, &replayed)?;
-    let Replayed { reader, medium, images, .. } = replayed;
-    let sure = medium.cut(&images).sure().clone();
-    images.apply(&sure)?;
-    Ok(Explained { explanation, images, image: reader.header().image.clone() })
+    let Replayed { replay, images, .. } = replayed;
+    let contents = replay.contents();
+    let cut = contents.cut().map_err(|e| source.wrong(e))?;
+    contents.floor().lines(&cut.sure().lines).map_err(|e| source.wrong(e))?;
+    Ok(Explained { explanation, images, image: replay.trace().header().image.clone() })
 }
 
 /// The same for a trace that was played already.
 pub(crate) fn of_replayed(source: &Source, replayed: &Replayed) -> Result<Explanation> {
-    let Replayed { reader, medium, images, reached } = replayed;
-    let undecided = medium.undecided();
+    let Replayed { replay, reached, .. } = replayed;
+    let (reader, contents) = (replay.trace(), replay.contents());
+    let undecided = contents.medium().undecided();
     let details = Details::find(source, &undecided)?;
     let header = reader.header();
     let name =
@@ -173,11 +174,10 @@ pub(crate) fn of_replayed(source: &Source, replayed: &Replayed) -> Result<Explan
         let (address, by_chunks) = (line.address, line.by_chunks);
         lines.push(Line { address, dimm, offset: at.saturating_sub(data), place: None, by_chunks, stores });
     }
-    let states: BigUint = medium.states(images);
-    images.check()?;
+    let states = contents.states().map_err(|e| source.wrong(e))?;
     let dimms = header.dimms.iter().map(|dimm| dimm.name.clone()).collect();
     let causes = causes(&lines);
-    Ok(Explanation { reached: *reached, dimms, states: states.to_string(), causes, lines })
+    Ok(Explanation { reached: *reached, dimms, states, causes, lines })
 }
 
 impl Explanation {
@@ -192,10 +192,7 @@ impl Explanation {
     /// The number of images for people: exactly, or, where it is long, as a power of ten.
     #[must_use]
     pub fn states_in_short(&self) -> String {
-        match self.states.len() {
-            0..=24 => self.states.clone(),
-            digits => format!("{}.{}e{}", &self.states[..1], &self.states[1..4], digits - 1),
-        }
+        trace::in_short(&self.states)
     }
 }
 

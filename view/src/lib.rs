@@ -19,4 +19,5 @@ pub use explain::{Cause, Explained, Explanation, Line, Place, Store, explain};
 pub use images::Images;
 pub use names::{callers, place};
 pub use page::report;
-pub use replay::{Reached, Source};
+pub use replay::Source;
+pub use trace::Reached;

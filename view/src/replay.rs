@@ -1,4 +1,4 @@
-//! A trace played again, up to a moment.
+//! A trace in a file, played up to a moment.
 
 use std::fs::File;
 use std::io::BufReader;
@@ -6,37 +6,23 @@ use std::path::{Path, PathBuf};
 
 use nvdimm_model::Medium;
 use nvdimm_model::medium::Rules;
-use trace::{Cutter, Event, Kind, Reader, Verdict, When};
+use trace::{Event, Reached, Reader, Replay, When};
 
 use crate::{Error, Images, Result};
-
-/// What is decided is forgotten when the medium has grown to this many bytes; looked at each so many events.
-const SETTLE: usize = 512 << 20;
-const LOOK: u64 = 1 << 16;
 
 /// A trace in a file: it is read more than once.
 #[derive(Debug, Clone)]
 pub struct Source {
     path: PathBuf,
-}
-
-/// A moment in a trace.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
-pub struct Reached {
-    /// Events before.
-    pub events: u64,
-    /// Instructions before.
-    pub instruction: u64,
-    /// Guest time in nanoseconds.
-    pub time: u64,
+    rules: Rules,
 }
 
 /// A trace that was played up to a moment.
+#[derive(Debug)]
 pub struct Replayed {
-    /// At the moment; it knows the chains and names of what came before.
-    pub reader: Reader<BufReader<File>>,
-    pub medium: Medium,
-    /// As when the medium was last settled.
+    /// At the moment.
+    pub replay: Replay<BufReader<File>>,
+    /// What is sure, but for what the medium has not forgotten yet.
     pub images: Images,
     pub reached: Reached,
 }
@@ -45,7 +31,13 @@ impl Source {
     /// A trace's file.
     #[must_use]
     pub fn new(path: &Path) -> Self {
-        Self { path: path.to_owned() }
+        Self { path: path.to_owned(), rules: Rules::default() }
+    }
+
+    /// Judged by other rules.
+    #[must_use]
+    pub fn by(self, rules: Rules) -> Self {
+        Self { rules, ..self }
     }
 
     /// The file's name.
@@ -61,63 +53,34 @@ impl Source {
     }
 
     pub(crate) fn wrong(&self, source: trace::Error) -> Error {
-        Error::Trace { path: self.path.clone(), source }
+        match source {
+            trace::Error::Floor(source) => Error::Scratch { folder: std::env::temp_dir(), source },
+            source => Error::Trace { path: self.path.clone(), source },
+        }
     }
 
     /// Plays the trace up to a moment, or to its end; shows each event, with its number and the medium after it.
     pub(crate) fn replay(
         &self,
         when: Option<&When>,
-        mut visit: impl FnMut(u64, &Event<'_>, &Medium),
+        visit: impl FnMut(u64, &Event<'_>, &Medium),
     ) -> Result<Replayed> {
         let when = when.map(|when| self.drawn(when)).transpose()?;
-        let mut reader = self.open()?;
-        let images = Images::new(reader.header())?;
-        while let Some((slot, number, block)) = reader.next_block().map_err(|e| self.wrong(e))? {
-            images.block(slot, number, block)?;
-        }
-        let mut medium = reader.header().medium(Rules::default());
-        let mut cutter = when.as_ref().map(Cutter::new);
-        let mut reached =
-            Reached { events: 0, instruction: reader.header().instruction, time: reader.header().time };
-        let mut came = false;
-        while let Some(event) = reader.next_event().map_err(|e| self.wrong(e))? {
-            let verdict = cutter.as_mut().map_or(Verdict::GoOn, |cutter| cutter.see(&event));
-            if verdict == Verdict::Before {
-                came = true;
-                break;
-            }
-            reached =
-                Reached { events: reached.events + 1, instruction: event.instruction, time: event.time };
-            if let Some(operation) = event.kind.operation() {
-                medium.apply(event.vcpu, operation).map_err(|e| self.wrong(e.into()))?;
-            }
-            if let Kind::Meta { dimm, offset, data, .. } = event.kind {
-                images.write(dimm.into(), offset, data)?;
-            }
-            visit(reached.events, &event, &medium);
-            if verdict == Verdict::After {
-                came = true;
-                break;
-            }
-            if reached.events.is_multiple_of(LOOK) && medium.memory() > SETTLE {
-                let sure = medium.settle(&images).map_err(|e| self.wrong(e.into()))?;
-                images.apply(&sure)?;
-            }
-        }
-        if let (Some(when), Some(cutter), false) = (&when, &cutter, came) {
-            let end = reader.end().cloned().unwrap_or_default();
-            if !cutter.due().is_some_and(|due| due.is_reached(end.instruction, end.time)) {
-                return Err(Error::NeverCame {
-                    path: self.path.clone(),
-                    when: when.to_string(),
-                    events: reached.events,
-                    instructions: end.instruction,
-                    seconds: end.time as f64 / 1e9,
-                });
-            }
-        }
-        Ok(Replayed { reader, medium, images, reached })
+        let trace = self.open()?;
+        let (images, files) = Images::new(trace.header().dimms.len())?;
+        let mut replay = Replay::new(trace, self.rules, files).map_err(|e| self.wrong(e))?;
+        let reached = replay.play(when.as_ref(), visit).map_err(|e| self.wrong(e))?;
+        let Some(reached) = reached else {
+            let end = replay.trace().end().cloned().unwrap_or_default();
+            return Err(Error::NeverCame {
+                path: self.path.clone(),
+                when: when.map_or_else(String::new, |when| when.to_string()),
+                events: end.events,
+                instructions: end.instruction,
+                seconds: end.time as f64 / 1e9,
+            });
+        };
+        Ok(Replayed { replay, images, reached })
     }
 
     /// The moment, settled if it is to be drawn from all of the trace's events.

@@ -7,7 +7,7 @@ use nvdimm_model::medium::{FenceKind, FlushKind, StoreKind};
 use nvdimm_model::{Domain, Identity, Persistence};
 use proptest::prelude::*;
 use tempfile::TempDir;
-use trace::{BLOCK, DimmHeader, End, Event, Header, Kind, Writer, ZoneHeader};
+use trace::{Area, BLOCK, DimmHeader, End, Event, Header, Kind, Writer, ZoneHeader};
 
 use super::*;
 
@@ -158,6 +158,20 @@ fn the_images_are_what_survives_for_sure() {
     let folder = explained.images.folder().to_owned();
     drop(explained);
     assert!(!folder.exists());
+}
+
+/// A superblock is recorded without the zeroes at its end; what it replaces may have been longer.
+#[test]
+fn nothing_of_an_older_superblock_shows() {
+    let mut run = Run::new(Domain::Adr);
+    run.writer.block(0, 0, &[7; BLOCK]).unwrap();
+    run.on(0, Kind::Meta { dimm: 0, area: Area::State, offset: 0, data: &[1, 2, 3] });
+    run.on(0, Kind::Meta { dimm: 0, area: Area::Labels, offset: 64 << 10, data: &[4] });
+    let (_folder, source) = run.end();
+    let explained = explain(&source, None).unwrap();
+    let file = std::fs::read(explained.images.paths().next().unwrap()).unwrap();
+    assert_eq!((&file[..4], &file[64 << 10..][..2]), (&[1, 2, 3, 0][..], &[4, 0][..]));
+    assert!(file[3..32 << 10].iter().all(|&byte| byte == 0));
 }
 
 #[test]

@@ -147,7 +147,7 @@ pub enum Error {
     Record(String),
     /// The trace cannot be written or read.
     #[error(transparent)]
-    Trace(#[from] trace::Error),
+    Trace(trace::Error),
     /// What the DIMMs held cannot be kept beside them.
     #[error("A copy of what the NV-DIMMs held cannot be kept; free some space beside their files")]
     Floor(#[source] std::io::Error),
@@ -173,4 +173,13 @@ pub enum Error {
     /// A host thread could not be started.
     #[error("Cannot start a host thread for the guest's processors")]
     Thread(#[source] std::io::Error),
+}
+
+impl From<trace::Error> for Error {
+    fn from(error: trace::Error) -> Self {
+        match error {
+            trace::Error::Floor(source) => Self::Floor(source),
+            error => Self::Trace(error),
+        }
+    }
 }

@@ -18,7 +18,7 @@ use crate::gdb::Gdb;
 use crate::layout::{ACPI_TABLES, MemoryPlan};
 use crate::nvdimm::{Nvdimms, OpenDimms};
 use crate::outcome::{Outcome, Report, Statistics};
-use crate::recording::{RecordSpec, Recorder};
+use crate::recording::{RecordReport, RecordSpec, Recorder};
 use crate::remote::Remote;
 use crate::rest::Processors;
 use crate::session::{End, Session};
@@ -377,10 +377,13 @@ impl Machine {
             }
             Err(error) => (error.to_string(), (0, 0)),
         };
-        let finished = recorder.finish(self.board.nvdimms_mut(), &outcome, end)?;
-        self.on &= finished.cut.is_none();
+        // A trace that cannot be ended changes nothing about the power.
+        let left = recorder.leave(self.board.nvdimms_mut());
+        self.on &= !matches!(left, Ok(Some(_)));
+        let finished = recorder.finish(&outcome, end);
+        let (cut, finished) = (left?, finished?);
         if let Ok(report) = report {
-            report.recording = Some(finished);
+            report.recording = Some(RecordReport { cut, ..finished });
         }
         Ok(())
     }

@@ -7,7 +7,6 @@
 
 mod bench;
 mod crew;
-mod journal;
 mod machine;
 mod scene;
 mod trap;

@@ -17,7 +17,7 @@ const FILES: usize = 4;
 
 /// Explains.
 pub fn explain(args: &ExplainArgs) -> Result<()> {
-    let source = Source::new(&args.trace);
+    let source = Source::new(&args.trace).by(args.rules.unwrap_or_default());
     let view::Explained { mut explanation, images, image } = view::explain(&source, args.at.as_ref())?;
     if !args.no_files {
         let places: Vec<(usize, u64)> =

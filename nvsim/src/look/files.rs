@@ -6,14 +6,15 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use anyhow::Result;
 use view::{Images, Place};
-use vmm::nvdimm::offline;
+use vmm::nvdimm::{RegionFiles, offline};
 
 use super::tools::Tools;
 use super::{ext4, xfs};
 
-/// Bytes of a region that follow each other on one DIMM.
-const PIECE: u64 = 2 << 20;
+/// Where a file system says what it is.
+const HEAD: usize = 4096;
 /// Bytes that are copied at once; runs of zeroes stay holes.
 const BLOCK: usize = 64 << 10;
 
@@ -27,8 +28,7 @@ enum Kind {
 /// What a namespace of a region holds.
 #[derive(Debug)]
 struct FileSystem {
-    /// Slots of the region's DIMMs, by position.
-    slots: Vec<usize>,
+    region: RegionFiles,
     /// Where the file system begins in the region, and where it ends.
     start: u64,
     end: u64,
@@ -40,6 +40,8 @@ struct FileSystem {
 /// The file systems on the DIMMs.
 #[derive(Debug)]
 pub struct FileSystems {
+    /// The DIMMs' files, by slot.
+    paths: Vec<PathBuf>,
     found: Vec<FileSystem>,
     tools: Tools,
 }
@@ -54,19 +56,18 @@ impl FileSystems {
             Vec::new()
         });
         for region in regions {
-            let slot = |file: &PathBuf| paths.iter().position(|path| path == file);
-            let slots: Vec<usize> = region.dimms.iter().filter_map(|dimm| slot(&dimm.file)).collect();
+            let files: Vec<PathBuf> = region.dimms.iter().map(|dimm| dimm.file.clone()).collect();
             for namespace in &region.namespaces {
                 let start = namespace.offset + namespace.data_offset;
                 let end = (start + namespace.size).min(region.size);
                 let copy = images.folder().join(format!("namespace{}", found.len()));
-                match FileSystem::copy(&paths, slots.clone(), start, end, copy) {
+                match FileSystem::copy(&files, start, end, copy) {
                     Ok(file_system) => found.extend(file_system),
-                    Err(why) => tracing::warn!("a namespace cannot be copied: {why}"),
+                    Err(why) => tracing::warn!("a namespace cannot be copied: {why:#}"),
                 }
             }
         }
-        Self { found, tools: Tools::new(image, images.folder()) }
+        Self { paths, found, tools: Tools::new(image, images.folder()) }
     }
 
     /// What is at these offsets of DIMMs, where a file system knows.
@@ -74,7 +75,8 @@ impl FileSystems {
         let mut located = HashMap::new();
         for own in &self.found {
             let mut wanted: BTreeMap<u64, (usize, u64)> = BTreeMap::new();
-            wanted.extend(places.iter().filter_map(|&place| Some((own.offset(place)?, place))));
+            let offset = |(slot, at): (usize, u64)| own.offset(self.paths.get(slot)?, at);
+            wanted.extend(places.iter().filter_map(|&place| Some((offset(place)?, place))));
             let offsets: BTreeSet<u64> = wanted.keys().copied().collect();
             if offsets.is_empty() {
                 continue;
@@ -95,29 +97,14 @@ impl FileSystems {
 }
 
 impl FileSystem {
-    /// Copies a namespace, if there is a file system on it.
-    fn copy(
-        paths: &[PathBuf],
-        slots: Vec<usize>,
-        start: u64,
-        end: u64,
-        image: PathBuf,
-    ) -> std::io::Result<Option<Self>> {
-        let files: Vec<File> =
-            slots.iter().filter_map(|&slot| paths.get(slot)).map(File::open).collect::<Result<_, _>>()?;
-        let ways = files.len() as u64;
-        let read = |at: u64, bytes: &mut [u8]| {
-            let (piece, within) = (at / PIECE, at % PIECE);
-            let Some(file) = files.get((piece % ways.max(1)) as usize) else {
-                return Err(std::io::ErrorKind::InvalidInput.into());
-            };
-            file.read_exact_at(bytes, vmm::nvdimm::backing::DATA + piece / ways * PIECE + within)
-        };
-        let mut head = vec![0; 4096];
-        if start % PIECE + head.len() as u64 > PIECE || start + head.len() as u64 > end {
+    /// Copies a namespace of a set, if there is a file system on it.
+    fn copy(files: &[PathBuf], start: u64, end: u64, image: PathBuf) -> Result<Option<Self>> {
+        let region = RegionFiles::open(files)?;
+        let mut head = vec![0; HEAD];
+        if start + HEAD as u64 > end {
             return Ok(None);
         }
-        read(start, &mut head)?;
+        region.read(start, &mut head)?;
         let kind = match () {
             () if head.starts_with(b"XFSB") => Kind::Xfs,
             () if head[0x438..0x43a] == [0x53, 0xef] => Kind::Ext,
@@ -129,19 +116,18 @@ impl FileSystem {
         let mut at = start;
         while at < end {
             let len = (BLOCK as u64 - at % BLOCK as u64).min(end - at) as usize;
-            read(at, &mut block[..len])?;
+            region.read(at, &mut block[..len])?;
             if block[..len].iter().any(|&byte| byte != 0) {
                 copy.write_all_at(&block[..len], at - start)?;
             }
             at += len as u64;
         }
-        Ok(Some(Self { slots, start, end, kind, image }))
+        Ok(Some(Self { region, start, end, kind, image }))
     }
 
     /// The offset in the file system of a DIMM's byte.
-    fn offset(&self, (slot, at): (usize, u64)) -> Option<u64> {
-        let position = self.slots.iter().position(|&own| own == slot)? as u64;
-        let region = (at / PIECE * self.slots.len() as u64 + position) * PIECE + at % PIECE;
-        (self.start..self.end).contains(&region).then(|| region - self.start)
+    fn offset(&self, dimm: &Path, at: u64) -> Option<u64> {
+        let offset = self.region.offset_of(dimm, at)?;
+        (self.start..self.end).contains(&offset).then(|| offset - self.start)
     }
 }

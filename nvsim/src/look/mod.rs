@@ -21,6 +21,7 @@ pub use report::report;
 Examples:
   nvsim explain run.nvt --at mark:done                  what was still in doubt when the guest said `nvsim-mark done`
   nvsim explain run.nvt --at after:begin,fence:7 --lines all
+  nvsim explain run.nvt --at mark:done --rules locked=off     what would be without the fences that locks are by the way
   nvsim explain run.nvt --at mark:done --json | jq '.causes[] | [.missing, .at, .files]'
 
 A line is 64 bytes of an NV-DIMM. What is missing to a store is a flush of its line (CLWB and the like), then a fence of the
@@ -34,6 +35,10 @@ pub struct ExplainArgs {
     /// The moment, as for `nvsim run --cut`. [default: the end]
     #[arg(long, value_name = "WHEN")]
     pub at: Option<trace::When>,
+    /// Judge by other rules than those of Intel's manual: tear, locked, cmpxchg, serialising, line-order, =on or =off
+    /// (docs/persistence-model.md).
+    #[arg(long, value_name = "RULE=on|off,...")]
+    pub rules: Option<trace::medium::Rules>,
     /// Show so many lines of those in doubt, or all.
     #[arg(long, value_name = "N|all", default_value = "20", value_parser = limit)]
     pub lines: usize,

@@ -84,8 +84,8 @@ pub fn run(args: RunArgs, errand: Errand) -> Result<ExitCode> {
     // An own initrd may have no agent that would ever be ready.
     let mut control = Control::new(&plan.request, &told, interactive)
         .holding(keyboard.clone().filter(|_| args.initrd.is_none()));
-    // KVM's runs never repeat, so nothing is gained from starting them alike.
-    let repeats = plan.engine.name() != "kvm";
+    // Where runs never repeat nothing is gained from starting them alike.
+    let repeats = plan.engine.repeats();
     if repeats || keep.is_some() {
         control = control.resting(remote.clone());
     }

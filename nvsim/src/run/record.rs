@@ -6,7 +6,6 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use trace::Header;
-use trace::medium::Rules;
 use vmm::boot::Kernel;
 use vmm::recording::{CutSpec, RecordSpec};
 
@@ -27,7 +26,7 @@ pub fn spec(args: &RunArgs, origin: Origin, kernel: &Kernel) -> Result<Option<Re
         None => None,
         Some(when) => {
             let survivors = crate::survivors::parse(&args.survivors)?;
-            Some(CutSpec { when: when.clone(), survivors, rules: Rules::default() })
+            Some(CutSpec { when: when.clone(), survivors, rules: args.rules.unwrap_or_default() })
         }
     };
     let trace = match &args.record {

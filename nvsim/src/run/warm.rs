@@ -22,7 +22,7 @@ pub struct Warm {
 }
 
 impl Warm {
-    /// Of a machine about to boot an image's files. Only an engine that counts instructions starts twice alike.
+    /// Of a machine about to boot an image's files. Only an engine whose runs repeat starts twice alike.
     pub fn new(cache: Cache, machine: &Machine, image: &Image) -> Result<Self> {
         let mut hasher = blake3::Hasher::new_derive_key("nvsim 2026 boot snapshot");
         hasher.update(&machine.identity()?);

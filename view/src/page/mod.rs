@@ -31,10 +31,10 @@ pub fn report(source: &Source) -> Result<String> {
     let mut timeline = Timeline::new(reader.events());
     drop(reader);
     let replayed = source.replay(None, |number, event, medium| timeline.see(number, event, medium))?;
-    timeline.epochs.finish(&replayed.medium);
+    timeline.epochs.finish(replayed.replay.contents().medium());
     let explanation = of_replayed(source, &replayed)?;
     let title = source.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
-    Ok(page(&title, &replayed.reader, &timeline, &explanation).into_string())
+    Ok(page(&title, replayed.replay.trace(), &timeline, &explanation).into_string())
 }
 
 fn page<R: Read>(title: &str, reader: &Reader<R>, timeline: &Timeline, explanation: &Explanation) -> Markup {

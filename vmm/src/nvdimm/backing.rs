@@ -187,6 +187,11 @@ impl Backing {
         &self.file
     }
 
+    /// Whether its stores stay with the machine.
+    pub fn is_private(&self) -> bool {
+        self.image.is_some()
+    }
+
     /// The file to be mapped.
     pub fn mapped(&self) -> MappedFile<'_> {
         MappedFile { file: &self.file, base: self.base(), private: self.image.is_some() }

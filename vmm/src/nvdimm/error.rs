@@ -128,9 +128,9 @@ pub enum Error {
 
 impl Error {
     /// Wraps what the host answered when something was done to a file.
-    pub(crate) fn io(doing: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+    pub(crate) fn io(doing: &'static str, path: impl Into<PathBuf>) -> impl Fn(std::io::Error) -> Self {
         let path = path.into();
-        move |source| Self::Io { doing, path, source }
+        move |source| Self::Io { doing, path: path.clone(), source }
     }
 
     /// Wraps what the model says about a file.

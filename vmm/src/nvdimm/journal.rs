@@ -1,6 +1,10 @@
 //! What happened to the DIMMs by way of the machine, for those who record; and the DIMMs' files as a whole.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::backing::{self, Backing};
 use super::plan::{DimmPlan, Plan};
@@ -65,26 +69,39 @@ impl Nvdimms {
         self.journal.0.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
-    /// All blocks of the DIMMs' files that are not known to be zero, DIMM by DIMM in rising order.
+    /// All blocks of the DIMMs' files that are not known to be zero, DIMM by DIMM in rising order. Of a DIMM whose stores
+    /// stay with the machine, what the machine sees.
     ///
     /// # Errors
     /// A file could not be read, or what `take` says.
     pub fn each_block(&self, take: &mut TakeBlock<'_>) -> crate::Result<()> {
-        self.backings
-            .iter()
-            .enumerate()
-            .try_for_each(|(n, backing)| backing.each_block(&mut |number, block| take(n, number, block)))
+        for (n, backing) in self.backings.iter().enumerate() {
+            let mut take = |number, block: &[u8; trace::BLOCK]| take(n, number, block);
+            let failed = Error::io("read", backing.path());
+            if backing.is_private() {
+                // Nobody changes the copy, and it begins with the file.
+                let copy = self.image(n)?;
+                blocks(copy.place().0, copy.extents.len, failed, &mut take)?;
+            } else {
+                blocks(backing.file(), backing::DATA + backing.record().geometry.size, failed, &mut take)?;
+            }
+        }
+        Ok(())
     }
 
-    /// A file without a name for each DIMM, beside its own and as long.
+    /// An empty file without a name for each DIMM, where the DIMM's own is; it goes with the last who has it open.
     ///
     /// # Errors
     /// The host refuses.
     pub fn nameless_files(&self) -> crate::Result<Vec<File>> {
         let make = |backing: &Backing| {
-            let len = backing::DATA + backing.record().geometry.size;
-            crate::recording::nameless(backing.path(), len)
-                .map_err(|e| Error::io("create a file beside", backing.path())(e).into())
+            // What stays with the machine has no place of its own.
+            let beside = if backing.is_private() {
+                std::env::temp_dir().join("dimm")
+            } else {
+                backing.path().to_owned()
+            };
+            nameless(&beside).map_err(|e| Error::io("create a file beside", beside)(e).into())
         };
         self.backings.iter().map(make).collect()
     }
@@ -138,31 +155,43 @@ impl Backing {
         bytes.truncate(len);
         (at, bytes)
     }
+}
 
-    fn each_block(
-        &self,
-        take: &mut dyn FnMut(u64, &[u8; trace::BLOCK]) -> crate::Result<()>,
-    ) -> crate::Result<()> {
-        use std::os::unix::fs::FileExt;
-        let failed = |e| Error::io("read", self.path())(e);
-        const BLOCK: u64 = trace::BLOCK as u64;
-        let len = backing::DATA + self.record().geometry.size;
-        let mut buffer = vec![0; 64 * trace::BLOCK];
-        let mut at = 0;
-        while let Some(data) = host::next_data(self.file(), at).map_err(failed)? {
-            at = data.start / BLOCK * BLOCK;
-            let end = data.end.next_multiple_of(BLOCK).min(len);
-            while at < end {
-                let part = &mut buffer[..(end - at).min(64 * BLOCK) as usize];
-                self.file().read_exact_at(part, at).map_err(failed)?;
-                for block in part.chunks_exact(trace::BLOCK) {
-                    if let Some(block) = block.first_chunk().filter(|block| block.iter().any(|&b| b != 0)) {
-                        take(at / BLOCK, block)?;
-                    }
-                    at += BLOCK;
+/// A file without a name beside another.
+fn nameless(beside: &Path) -> io::Result<File> {
+    static MADE: AtomicU64 = AtomicU64::new(0);
+    let mut name = std::ffi::OsString::from(".");
+    name.push(beside.file_name().unwrap_or_default());
+    name.push(format!(".{}.{}.floor", std::process::id(), MADE.fetch_add(1, Ordering::Relaxed)));
+    let path = beside.with_file_name(name);
+    let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path)?;
+    std::fs::remove_file(&path)?;
+    Ok(file)
+}
+
+/// The blocks of a file's first bytes that are not zero.
+fn blocks(
+    file: &File,
+    len: u64,
+    failed: impl Fn(io::Error) -> Error,
+    take: &mut dyn FnMut(u64, &[u8; trace::BLOCK]) -> crate::Result<()>,
+) -> crate::Result<()> {
+    const BLOCK: u64 = trace::BLOCK as u64;
+    let mut buffer = vec![0; 64 * trace::BLOCK];
+    let mut at = 0;
+    while let Some(data) = host::next_data(file, at).map_err(&failed)? {
+        at = data.start / BLOCK * BLOCK;
+        let end = data.end.next_multiple_of(BLOCK).min(len);
+        while at < end {
+            let part = &mut buffer[..(end - at).min(64 * BLOCK) as usize];
+            file.read_exact_at(part, at).map_err(&failed)?;
+            for block in part.chunks_exact(trace::BLOCK) {
+                if let Some(block) = block.first_chunk().filter(|block| block.iter().any(|&b| b != 0)) {
+                    take(at / BLOCK, block)?;
                 }
+                at += BLOCK;
             }
         }
-        Ok(())
     }
+    Ok(())
 }

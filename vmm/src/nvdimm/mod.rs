@@ -19,6 +19,7 @@ mod map;
 pub mod nfit;
 pub mod offline;
 pub mod plan;
+mod region;
 mod spec;
 pub mod superblock;
 
@@ -37,6 +38,7 @@ pub use self::error::{Error, Result};
 pub use self::journal::{Deed, Journal};
 pub use self::labels::{LabelInfo, LabelsInfo, labels, namespace_specs};
 pub use self::lock::Hold;
+pub use self::region::RegionFiles;
 pub use self::spec::{DimmSpec, Fs, KEYS, label_version, size};
 
 use self::backing::Backing;
@@ -389,15 +391,18 @@ impl Nvdimms {
     /// # Errors
     /// A file could not be read.
     pub fn images(&self) -> Result<Vec<(PathBuf, Image)>> {
-        let copy = |(n, backing): (usize, &Backing)| {
-            let regions = self.plan.regions.iter().zip(&self.memory);
-            let pieces = regions.flat_map(|(region, memory)| {
-                let own = Plan::mapping(region).filter(move |piece| piece.dimm == n);
-                own.map(move |piece| (piece.file_offset, memory, piece.offset..piece.offset + piece.len))
-            });
-            Ok((backing.path().to_owned(), backing.copy(pieces)?))
-        };
+        let copy = |(n, backing): (usize, &Backing)| Ok((backing.path().to_owned(), self.image(n)?));
         self.backings.iter().enumerate().map(copy).collect()
+    }
+
+    /// A copy of one.
+    fn image(&self, n: usize) -> Result<Image> {
+        let regions = self.plan.regions.iter().zip(&self.memory);
+        let pieces = regions.flat_map(|(region, memory)| {
+            let own = Plan::mapping(region).filter(move |piece| piece.dimm == n);
+            own.map(move |piece| (piece.file_offset, memory, piece.offset..piece.offset + piece.len))
+        });
+        self.backings[n].copy(pieces)
     }
 
     fn change_health(&mut self, change: fn(&mut Health)) -> Result<()> {

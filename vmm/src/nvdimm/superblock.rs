@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use super::spec::Fs;
 
 /// Bytes of one superblock.
-pub const SIZE: usize = 32 << 10;
+pub const SIZE: usize = trace::STATE;
 /// The format of the whole file.
 pub const FORMAT: u32 = 1;
 /// How a superblock begins.

@@ -142,3 +142,33 @@ fn devices_have_the_names_that_linux_gives() {
     assert_eq!((devices[2].fs, devices[2].namespace.mode), (Fs::Xfs, Mode::Sector));
     assert!(!nvdimms.nfit().is_empty() && !nvdimms.aml().is_empty());
 }
+
+/// A DIMM that is mapped privately from a snapshot's file is recorded as the machine sees it.
+#[test]
+fn blocks_of_a_private_dimm_are_those_that_the_machine_sees() {
+    let desk = Desk::new();
+    let nvdimms = desk.open(&["a,size=16M"]).unwrap();
+    let (path, image) = nvdimms.images().unwrap().remove(0);
+    let superblock = |nvdimms: &Nvdimms| nvdimms.backings[0].superblock();
+    let ranges: Vec<_> = nvdimms.plan().regions.iter().map(|r| r.base..r.base + r.set.size()).collect();
+    drop(nvdimms);
+    // Somewhere in a file, as in a snapshot.
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(image.extents.len + (1 << 20)).unwrap();
+    image.write(&file, 1 << 20).unwrap();
+    let image = Image::within(std::sync::Arc::new(file), 1 << 20, image.extents);
+    let mut nvdimms = OpenDimms::of_images(&[(path, image)]).unwrap().place(&ranges).unwrap();
+    nvdimms.power_on().unwrap();
+    let memory = GuestMemory::from_arc_regions(nvdimms.memory().to_vec()).unwrap();
+    memory.write_slice(b"new", GuestAddress(ranges[0].start + (5 << 20))).unwrap();
+    let mut blocks = std::collections::BTreeMap::new();
+    let mut take = |_, number: u64, block: &[u8; trace::BLOCK]| {
+        blocks.insert(number, *block);
+        Ok(())
+    };
+    nvdimms.each_block(&mut take).unwrap();
+    let (at, bytes) = superblock(&nvdimms);
+    assert_eq!(blocks[&(at / 4096)][..bytes.len()], bytes);
+    assert_eq!(blocks[&((backing::DATA + (5 << 20)) / 4096)][..4], *b"new\0");
+    assert!(nvdimms.nameless_files().unwrap()[0].metadata().unwrap().is_file());
+}

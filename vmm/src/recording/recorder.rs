@@ -1,0 +1,465 @@
+//! Follows a run: takes what the engine saw after each exit and what the exit did, in order, and hands it on to the trace
+//! and to the power cut that is waited for.
+
+use std::ops::Range;
+
+use engine::{Exit, ExitKind, GuestMemory, Partition, Processor, VcpuId};
+use nvdimm_model::medium;
+use trace::{Area, BLOCK, Cutter, Due, End, Event, Header, Kind, Reached, Verdict};
+use vm_memory::{Bytes, GuestAddress};
+
+use super::cutting::Cutting;
+use super::spec::{CutReport, RecordReport, RecordSpec, Window};
+use super::tape::Tape;
+use super::words::{self, Sieve};
+use crate::nvdimm::{Deed, Nvdimms};
+use crate::{Error, Result};
+
+/// Where a recording is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Its window has not opened.
+    Before,
+    /// It goes on.
+    Open,
+    /// Its window has closed, or the power is cut.
+    Over,
+}
+
+/// Where a vCPU was at its last event, and the number of its call chain there.
+#[derive(Debug, Clone, Copy, Default)]
+struct Place {
+    rip: u64,
+    chain: u32,
+}
+
+/// Where and when something happens.
+#[derive(Debug, Clone, Copy)]
+struct At {
+    vcpu: VcpuId,
+    instruction: u64,
+    time: u64,
+    rip: u64,
+    chain: u32,
+}
+
+impl At {
+    /// At no instruction: before one, or where the machine itself does something.
+    fn moment(vcpu: VcpuId, (instruction, time): (u64, u64)) -> Self {
+        Self { vcpu, instruction, time, rip: 0, chain: 0 }
+    }
+
+    fn event(self, kind: Kind<'_>) -> Event<'_> {
+        let Self { vcpu, instruction, time, rip, chain } = self;
+        Event { vcpu, instruction, time, rip, chain, kind }
+    }
+}
+
+/// A window, with what opens and what closes it.
+#[derive(Debug)]
+struct Shutters {
+    window: Window,
+    opens: Cutter,
+    closes: Cutter,
+}
+
+/// Records a run.
+pub struct Recorder {
+    header: Header,
+    phase: Phase,
+    shutters: Option<Shutters>,
+    tape: Tape,
+    cutting: Option<Cutting>,
+    sieve: Sieve,
+    /// Instructions and guest time of earlier boots.
+    earlier: (u64, u64),
+    places: [Place; 8],
+    /// Events recorded.
+    events: u64,
+    /// Marks that the exit which is being answered has set.
+    marks: Vec<String>,
+    /// Where the run ends in any case, in instructions since the engine was built.
+    run_limit: Option<u64>,
+    /// What the engine was told.
+    limit: Option<u64>,
+    memory: GuestMemory,
+    batch: Vec<engine::event::Event>,
+}
+
+impl std::fmt::Debug for Recorder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Recorder")
+            .field("phase", &self.phase)
+            .field("shutters", &self.shutters)
+            .field("events", &self.events)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Recorder {
+    /// A recorder of what was asked for. `machine` has what the machine knows for the header.
+    pub fn new(spec: RecordSpec, machine: Header, memory: GuestMemory) -> Self {
+        let RecordSpec { trace, window, loads, cut, sight } = spec;
+        let (to, made_by) = trace.unzip();
+        let Header { nvsim, image, image_hash, kernel, .. } = made_by.unwrap_or_default();
+        let shutters = |window: Window| Shutters {
+            opens: Cutter::new(&window.from),
+            closes: Cutter::new(&window.to),
+            window,
+        };
+        Self {
+            header: Header { nvsim, image, image_hash, kernel, loads, ..machine },
+            phase: Phase::Before,
+            shutters: window.map(shutters),
+            tape: Tape::new(to, sight),
+            cutting: cut.map(Cutting::new),
+            sieve: Sieve::default(),
+            earlier: (0, 0),
+            places: [Place::default(); 8],
+            events: 0,
+            marks: Vec::new(),
+            run_limit: None,
+            limit: None,
+            memory,
+            batch: Vec::new(),
+        }
+    }
+
+    /// The guest begins to run, or goes on after a reset: `earlier` has the instructions and guest time before, and the run
+    /// ends in any case after `run_limit` instructions from now.
+    ///
+    /// # Errors
+    /// The engine cannot see what has to be recorded, or a file cannot be written.
+    pub fn attach(
+        &mut self,
+        partition: &dyn Partition,
+        nvdimms: &mut Nvdimms,
+        earlier: (u64, u64),
+        run_limit: Option<u64>,
+    ) -> Result<()> {
+        // Moments are told by instruction counts, so an engine that sees stores but does not count will not do.
+        if partition.memory_events().is_none() || partition.instructions().is_none() {
+            return Err(Error::Record(
+                "this engine does not tell at which instruction a store is made; give --engine soft"
+                    .to_owned(),
+            ));
+        }
+        self.earlier = earlier;
+        self.run_limit = run_limit;
+        self.limit = run_limit;
+        nvdimms.keep_journal(true);
+        if self.phase == Phase::Before && self.shutters.is_none() {
+            self.open(At::moment(0, earlier), nvdimms)?;
+        }
+        self.watch(partition);
+        Ok(())
+    }
+
+    /// Tells the engine what to look at.
+    fn watch(&self, partition: &dyn Partition) {
+        let Some(events) = partition.memory_events() else { return };
+        let ranges = if self.phase == Phase::Open { self.zones() } else { Vec::new() };
+        events.stop_at_places(self.tape.has_sight());
+        events.watch(&ranges, self.header.loads);
+    }
+
+    /// Where the DIMMs are.
+    fn zones(&self) -> Vec<Range<u64>> {
+        self.header.zones.iter().map(|zone| zone.start..zone.end).collect()
+    }
+
+    /// The recording begins: what the DIMMs hold now is its base.
+    fn open(&mut self, at: At, nvdimms: &Nvdimms) -> Result<()> {
+        self.phase = Phase::Open;
+        self.header.instruction = at.instruction;
+        self.header.time = at.time;
+        self.tape.begin(&self.header)?;
+        if let Some(cutting) = &mut self.cutting {
+            cutting.begin(&self.header, nvdimms)?;
+        }
+        let (tape, cutting) = (&mut self.tape, &self.cutting);
+        nvdimms.each_block(&mut |dimm, number, block: &[u8; BLOCK]| {
+            tape.block(dimm, number, block)?;
+            cutting.as_ref().map_or(Ok(()), |cutting| cutting.block(dimm, number, block))
+        })
+    }
+
+    /// Before each run: has the engine stop where a moment comes, whatever the guest does.
+    pub fn limit(&mut self, partition: &dyn Partition) {
+        let (earlier, earlier_time) = self.earlier;
+        let now = partition.now();
+        let retired = partition.instructions().unwrap_or(0);
+        let own = self
+            .dues()
+            .map(|due| match due {
+                Due::Instruction(n) => n.saturating_sub(earlier),
+                // An instruction is a nanosecond, and what is skipped is seen at the next exit.
+                Due::Time(t) => retired.saturating_add(t.saturating_sub(earlier_time).saturating_sub(now)),
+            })
+            .min();
+        let limit = own.into_iter().chain(self.run_limit).min();
+        if limit != self.limit {
+            self.limit = limit;
+            partition.stop_at(limit);
+        }
+    }
+
+    /// Whether the run ends here in any case.
+    pub fn is_at_limit(&self, partition: &dyn Partition) -> bool {
+        self.run_limit.is_some_and(|limit| partition.instructions().is_some_and(|now| now >= limit))
+    }
+
+    /// What is waited for that comes without an event.
+    fn dues(&self) -> impl Iterator<Item = Due> {
+        let shutters = self.shutters.as_ref();
+        let waits = match self.phase {
+            Phase::Before => [shutters.and_then(|s| s.opens.due()), None],
+            Phase::Open => {
+                [shutters.and_then(|s| s.closes.due()), self.cutting.as_ref().and_then(Cutting::due)]
+            }
+            Phase::Over => [None, None],
+        };
+        waits.into_iter().flatten()
+    }
+
+    /// After each exit, before it is answered: takes what the engine saw. Gives whether the power is cut: then the exit
+    /// does not happen.
+    ///
+    /// # Errors
+    /// A file cannot be written.
+    pub fn after_run(
+        &mut self,
+        exit: Exit,
+        partition: &dyn Partition,
+        processor: &mut dyn Processor,
+        nvdimms: &Nvdimms,
+    ) -> Result<bool> {
+        self.drain(exit, partition, processor)?;
+        let at = self.at(exit.vcpu, partition);
+        let passed = |due: Option<Due>| due.is_some_and(|due| due.is_reached(at.instruction, at.time));
+        if self.phase == Phase::Before && passed(self.shutters.as_ref().and_then(|s| s.opens.due())) {
+            self.open(at, nvdimms)?;
+            self.watch(partition);
+        }
+        if self.phase == Phase::Open && passed(self.cutting.as_ref().and_then(Cutting::due)) {
+            self.cut_here(at);
+        }
+        if self.phase == Phase::Open && passed(self.shutters.as_ref().and_then(|s| s.closes.due())) {
+            self.phase = Phase::Over;
+            self.watch(partition);
+        }
+        Ok(self.is_cut())
+    }
+
+    /// Now, at the begin of the next instruction.
+    fn at(&self, vcpu: VcpuId, partition: &dyn Partition) -> At {
+        let (instructions, time) = self.earlier;
+        let retired = partition.instructions().unwrap_or(0);
+        At::moment(vcpu, (instructions + retired, time + partition.now()))
+    }
+
+    fn drain(&mut self, exit: Exit, partition: &dyn Partition, processor: &mut dyn Processor) -> Result<()> {
+        let Some(events) = partition.memory_events() else { return Ok(()) };
+        let mut batch = std::mem::take(&mut self.batch);
+        events.drain(&mut |event| batch.push(event.clone()));
+        // Right after an instruction from a new place its processor still tells who called.
+        let last = batch.last().map(|event| (event.vcpu, event.instruction, event.rip));
+        let fresh = last.filter(|&(vcpu, instruction, _)| {
+            exit.kind == ExitKind::EventsFull
+                && vcpu == exit.vcpu
+                && partition.instructions() == Some(instruction + 1)
+        });
+        let mut arrived = None;
+        if let (Some((vcpu, instruction, rip)), false) = (fresh, self.is_cut()) {
+            let chain = self.chain(vcpu, processor)?;
+            arrived = chain.map(|chain| (vcpu, instruction, Place { rip, chain }));
+        }
+        for event in &batch {
+            let place = &mut self.places[usize::from(event.vcpu & 7)];
+            match arrived {
+                Some((vcpu, instruction, new)) if (vcpu, instruction) == (event.vcpu, event.instruction) => {
+                    *place = new;
+                }
+                _ => {}
+            }
+            let at = At {
+                vcpu: event.vcpu,
+                instruction: self.earlier.0 + event.instruction,
+                time: self.earlier.1 + event.time,
+                rip: event.rip,
+                chain: if place.rip == event.rip { place.chain } else { 0 },
+            };
+            self.observe(at, words::kind(&event.kind))?;
+        }
+        batch.clear();
+        self.batch = batch;
+        Ok(())
+    }
+
+    /// The number of the call chain of a vCPU, where somebody can take it.
+    fn chain(&mut self, vcpu: VcpuId, processor: &mut dyn Processor) -> Result<Option<u32>> {
+        self.tape.chain(&self.memory, || Ok(processor.save(vcpu)?))
+    }
+
+    /// Something happens, in its order.
+    fn observe(&mut self, at: At, kind: Kind<'_>) -> Result<()> {
+        if let Some(cutting) = self.cutting.as_mut().filter(|cutting| cutting.reached().is_some()) {
+            cutting.too_late(&kind);
+            return Ok(());
+        }
+        if self.phase != Phase::Open || !self.sieve.keeps(at.vcpu, &kind) {
+            return Ok(());
+        }
+        let event = at.event(kind);
+        let verdict = self.cutting.as_mut().map_or(Verdict::GoOn, |cutting| cutting.see(&event));
+        if verdict == Verdict::Before {
+            self.cut_here(at);
+            return self.observe(at, kind);
+        }
+        self.tape.event(&event)?;
+        if let Some(cutting) = &mut self.cutting {
+            cutting.apply(&event)?;
+        }
+        self.events += 1;
+        if verdict == Verdict::After {
+            self.cut_here(At { instruction: at.instruction + 1, ..at });
+        }
+        Ok(())
+    }
+
+    fn cut_here(&mut self, at: At) {
+        if let Some(cutting) = &mut self.cutting {
+            let At { instruction, time, .. } = at;
+            cutting.reach(Reached { events: self.events, instruction, time });
+        }
+        self.phase = Phase::Over;
+    }
+
+    fn is_cut(&self) -> bool {
+        self.cutting.as_ref().is_some_and(|cutting| cutting.reached().is_some())
+    }
+
+    /// The exit that is being answered sets a mark.
+    pub fn mark(&mut self, name: String) {
+        self.marks.push(name);
+    }
+
+    /// What an exit did, after it was answered: marks of the guest, and what its DIMMs were asked for. Gives whether the
+    /// power is cut.
+    ///
+    /// # Errors
+    /// A file cannot be written.
+    pub fn after_answer(
+        &mut self,
+        exit: Exit,
+        partition: &dyn Partition,
+        processor: &mut dyn Processor,
+        nvdimms: &mut Nvdimms,
+    ) -> Result<bool> {
+        let deeds = nvdimms.take_journal();
+        let marks = std::mem::take(&mut self.marks);
+        if deeds.is_empty() && marks.is_empty() {
+            return Ok(self.is_cut());
+        }
+        let mut at = self.at(exit.vcpu, partition);
+        at.instruction = at.instruction.saturating_sub(1);
+        if self.phase == Phase::Open {
+            at.rip = processor.save(exit.vcpu)?.registers.rip;
+            at.chain = self.chain(exit.vcpu, processor)?.unwrap_or(0);
+        }
+        for deed in &deeds {
+            let kind = match *deed {
+                Deed::Hint(dimm) => Kind::Hint { dimm: dimm as u8 },
+                Deed::Call { handle, function } => Kind::Call { handle, function },
+                Deed::Labels { dimm, offset, ref data } => {
+                    Kind::Meta { dimm: dimm as u8, area: Area::Labels, offset, data }
+                }
+                Deed::State { dimm, offset, ref data } => {
+                    Kind::Meta { dimm: dimm as u8, area: Area::State, offset, data }
+                }
+            };
+            self.observe(at, kind)?;
+        }
+        for name in &marks {
+            self.set_mark(at, name, partition, nvdimms)?;
+        }
+        Ok(self.is_cut())
+    }
+
+    /// A mark may open the recording, then is the first of it, and may close it, then is the last.
+    fn set_mark(&mut self, at: At, name: &str, partition: &dyn Partition, nvdimms: &Nvdimms) -> Result<()> {
+        let event = at.event(Kind::Mark(name));
+        let comes = |cutter: &mut Cutter| cutter.see(&event) == Verdict::After;
+        let shutters = self.shutters.as_mut();
+        let (opens, closes) =
+            shutters.map_or((false, false), |s| (comes(&mut s.opens), comes(&mut s.closes)));
+        if self.phase == Phase::Before && opens {
+            self.open(at, nvdimms)?;
+            self.watch(partition);
+        }
+        let was_open = self.phase == Phase::Open;
+        self.observe(at, event.kind)?;
+        if was_open && closes && !opens {
+            self.phase = Phase::Over;
+            self.watch(partition);
+        }
+        Ok(())
+    }
+
+    /// A device has written guest memory.
+    ///
+    /// # Errors
+    /// A file cannot be written.
+    pub fn device_wrote(&mut self, range: &Range<u64>, partition: &dyn Partition) -> Result<()> {
+        let at = self.at(0, partition);
+        for zone in self.zones() {
+            let (mut from, to) = (range.start.max(zone.start), range.end.min(zone.end));
+            while from < to {
+                let mut data = vec![0; (to - from).min(Kind::MAX_DATA as u64) as usize];
+                self.memory.read_slice(&mut data, GuestAddress(from))?;
+                let store = Kind::Store { address: from, data: &data, kind: medium::StoreKind::Device };
+                self.observe(at, store)?;
+                from += data.len() as u64;
+            }
+        }
+        Ok(())
+    }
+
+    /// The guest was reset, after so many instructions and nanoseconds: the caches were written back, as the guest will find
+    /// all of its stores.
+    ///
+    /// # Errors
+    /// A file cannot be written.
+    pub fn reset(&mut self, now: (u64, u64)) -> Result<()> {
+        self.tape.reset();
+        self.observe(At::moment(0, now), Kind::Reset)
+    }
+
+    /// The run is over. If the power was cut, the DIMMs get what is left of their content, and are off.
+    ///
+    /// # Errors
+    /// A file cannot be written, or the survivors that were asked for cannot be had.
+    pub fn leave(&mut self, nvdimms: &mut Nvdimms) -> Result<Option<CutReport>> {
+        nvdimms.keep_journal(false);
+        self.cutting.as_ref().map_or(Ok(None), |cutting| cutting.leave(&self.memory, nvdimms))
+    }
+
+    /// Ends the trace, whatever has become of the power cut.
+    ///
+    /// # Errors
+    /// A file cannot be written.
+    pub fn finish(mut self, outcome: &str, end: (u64, u64)) -> Result<RecordReport> {
+        let mut report = RecordReport { events: self.events, ..RecordReport::default() };
+        report.open_end = self.shutters.as_ref().and_then(|Shutters { window, .. }| match self.phase {
+            Phase::Before => Some(format!("the window did not open: {} never came", window.from)),
+            Phase::Open => Some(format!("the window did not close: {} never came", window.to)),
+            Phase::Over => None,
+        });
+        report.never_came = self.cutting.as_ref().and_then(Cutting::missed);
+        let reached = self.cutting.as_ref().and_then(Cutting::reached);
+        let (instruction, time) = reached.map_or(end, |reached| (reached.instruction, reached.time));
+        let end = End { instruction, time, outcome: outcome.to_owned(), events: 0 };
+        self.tape.finish(&end, &mut report)?;
+        Ok(report)
+    }
+}
