@@ -171,6 +171,10 @@ pub struct RunArgs {
     /// What becomes of the stores in doubt: none, all, random:SEED, or a file that picks line by line.
     #[arg(long, value_name = "WHICH", default_value = "none", requires = "cut")]
     pub survivors: String,
+    /// Cut by other rules than those of Intel's manual: tear, locked, cmpxchg, serialising, line-order, =on or =off
+    /// (docs/persistence-model.md).
+    #[arg(long, value_name = "RULE=on|off,...", requires = "cut")]
+    pub rules: Option<trace::medium::Rules>,
     /// Print a summary of the run as JSON on standard error (or to --summary).
     #[arg(long)]
     pub json: bool,
@@ -424,6 +428,10 @@ pub struct CutArgs {
     /// What becomes of the stores in doubt: none, all, random:SEED, or a file that picks line by line.
     #[arg(long, value_name = "WHICH", default_value = "none")]
     pub survivors: String,
+    /// Cut by other rules than those of Intel's manual: tear, locked, cmpxchg, serialising, line-order, =on or =off
+    /// (docs/persistence-model.md).
+    #[arg(long, value_name = "RULE=on|off,...")]
+    pub rules: Option<trace::medium::Rules>,
     /// The DIMM file to make. [once for each DIMM of the trace]
     #[arg(short, long, value_name = "FILE", required = true)]
     pub output: Vec<PathBuf>,
