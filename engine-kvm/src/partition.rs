@@ -1,10 +1,11 @@
 //! A virtual machine: memory slots, interrupt messages, time (Linux Documentation/virt/kvm/api.rst).
 #![expect(unsafe_code, reason = "memory slots lend host memory to the kernel")]
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use engine::cpuid::CpuidTable;
-use engine::event::MemoryEvents;
+use engine::event::{Event, MemoryEvents};
 use engine::{Built, Error, GuestMemory, Msi, Partition, PartitionSpec, Result, Seat, VcpuId};
 use kvm_bindings::{
     CpuId, KVM_CAP_SPLIT_IRQCHIP, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2, kvm_enable_cap, kvm_msi,
@@ -22,7 +23,7 @@ use crate::{NAME, refused};
 
 /// Where Intel's KVM keeps its own four pages (identity map, then task state segment): below the firmware's place, in
 /// the hole under 4 GiB.
-const KERNEL_PAGES: std::ops::Range<u64> = 0xFFFB_C000..0xFFFC_0000;
+const KERNEL_PAGES: Range<u64> = 0xFFFB_C000..0xFFFC_0000;
 
 /// What the seats share.
 #[derive(Debug)]
@@ -187,11 +188,38 @@ impl Partition for KvmPartition {
 
     /// Every vCPU is single-stepped while anything is watched.
     fn memory_events(&self) -> Option<&dyn MemoryEvents> {
-        self.steps.then_some(&self.events as &dyn MemoryEvents)
+        self.steps.then_some(self as &dyn MemoryEvents)
     }
 
     fn stop_at(&self, _: Option<u64>) -> bool {
         false
+    }
+}
+
+impl MemoryEvents for KvmPartition {
+    fn watch(&self, ranges: &[Range<u64>], loads: bool) {
+        self.events.set_watch(ranges, loads, |vcpu| {
+            if let Some(kick) = self.kicks.get(usize::from(vcpu)) {
+                kick.kick();
+            }
+        });
+    }
+
+    fn stop_at_places(&self, on: bool) -> bool {
+        self.events.stop_at_places(on);
+        true
+    }
+
+    fn number(&self) -> u64 {
+        self.events.number()
+    }
+
+    fn stop_at(&self, number: Option<u64>) {
+        self.events.stop_at(number);
+    }
+
+    fn drain(&self, sink: &mut dyn FnMut(&Event)) {
+        self.events.drain(sink);
     }
 }
 

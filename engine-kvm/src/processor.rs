@@ -21,7 +21,7 @@ use vm_memory::{Bytes, GuestAddress};
 use crate::access::{Place, Transfer};
 use crate::kick::{self, Kick};
 use crate::partition::KvmPartition;
-use crate::step::{NAP, Stepper, Watch};
+use crate::step::{Events, NAP, Stepper, Taken, Watch};
 use crate::{refused, state};
 
 /// An instruction makes no more accesses than this before KVM sees `immediate_exit`.
@@ -49,7 +49,7 @@ impl Seat for VcpuSeat {
         let byte = (&raw mut self.fd.get_kvm_run().immediate_exit).cast::<AtomicU8>();
         // SAFETY: the run page stays mapped as long as `fd`, and Vcpu's drop releases the binding before.
         unsafe { self.kick.bind(byte) };
-        Ok(Box::new(Vcpu { seat: *self, transfer: None, unfinished: false, stepper: None }))
+        Ok(Box::new(Vcpu { seat: *self, transfer: None, unfinished: false, stepper: None, turn: None }))
     }
 }
 
@@ -63,6 +63,8 @@ struct Vcpu {
     unfinished: bool,
     /// While something is watched.
     stepper: Option<Stepper>,
+    /// Kept after an instruction from a new place, until the state has been saved that tells who called.
+    turn: Option<Taken>,
 }
 
 impl Drop for Vcpu {
@@ -90,6 +92,7 @@ impl Processor for Vcpu {
         if self.stepper.as_ref().is_some_and(|stepper| stepper.halted) {
             state.activity = Activity::Halted;
         }
+        self.turn = None;
         Ok(state)
     }
 
@@ -144,13 +147,26 @@ impl Vcpu {
 
     /// Enters the guest; `None` asks to enter again.
     fn enter(&mut self) -> Result<Option<ExitKind>> {
-        let watch = self.seat.partition.events.watch();
-        if watch.ranges.is_empty() {
+        let partition = Arc::clone(&self.seat.partition);
+        let watch = partition.events.watch();
+        let free = if watch.ranges.is_empty() {
             self.stop_stepping()?;
-        } else if self.stepper.is_some() || self.start_stepping()? {
-            return self.step(&watch);
-        }
+            let free = partition.events.set_free(self.seat.id);
+            if free.is_none() {
+                return Ok(None);
+            }
+            free
+        } else {
+            if self.stepper.is_some() || self.start_stepping()? {
+                return self.step(&watch);
+            }
+            if self.transfer.is_some() {
+                return Ok(self.go_on(Entry::Resume));
+            }
+            None
+        };
         let outcome = self.seat.fd.run().map(drop);
+        drop(free);
         match outcome {
             Ok(()) => Ok(self.exited()),
             Err(errno) => match errno.errno() {
@@ -191,7 +207,8 @@ impl Vcpu {
         }
     }
 
-    /// Is the vCPU one that can be stepped? Then it is from now on.
+    /// Is the vCPU one that can be stepped? Then it is from now on. Not one that waits to be started, nor one whose
+    /// instruction has another access for the machine.
     fn start_stepping(&mut self) -> Result<bool> {
         self.finish_instruction()?;
         if self.transfer.is_some() {
@@ -217,7 +234,11 @@ impl Vcpu {
         if events.is_full() {
             return Ok(Some(ExitKind::EventsFull));
         }
-        let turn = events.take_turn();
+        if events.is_at_limit() {
+            return Ok(Some(ExitKind::InstructionLimit));
+        }
+        self.turn = None;
+        let turn = Events::take_turn(&partition);
         if self.unfinished {
             self.finish_instruction()?;
             if self.transfer.is_some() {
@@ -228,6 +249,10 @@ impl Vcpu {
         let stepped = self.step_with(&mut stepper, watch);
         let naps = stepper.halted;
         self.stepper = Some(stepper);
+        if matches!(stepped, Ok(Some(ExitKind::EventsFull))) {
+            self.turn = Some(turn);
+            return stepped;
+        }
         drop(turn);
         if naps && matches!(stepped, Ok(None)) {
             std::thread::sleep(NAP);
@@ -238,7 +263,7 @@ impl Vcpu {
     fn step_with(&mut self, stepper: &mut Stepper, watch: &Watch) -> Result<Option<ExitKind>> {
         let (id, partition) = (self.seat.id, Arc::clone(&self.seat.partition));
         let events = &partition.events;
-        stepper.complete(&self.seat.fd, (id, partition.clock.now()), events)?;
+        stepper.complete(&self.seat.fd, (id, partition.clock.now()), watch, events)?;
         if self.seat.kick.take() {
             return Ok(Some(ExitKind::Kicked));
         }
@@ -254,14 +279,16 @@ impl Vcpu {
             }
             stepper.accept(&self.seat.fd)?;
         }
-        if stepper.halted || !stepper.prepare(&self.seat.fd, watch)? {
+        if stepper.halted || !stepper.prepare(&self.seat.fd, watch, events)? {
             return Ok(None);
         }
         match self.seat.fd.run().map(drop) {
             Ok(()) => {
                 let kind = self.exited();
                 if kind.is_none() {
-                    stepper.complete(&self.seat.fd, (id, partition.clock.now()), events)?;
+                    let at_new_place =
+                        stepper.complete(&self.seat.fd, (id, partition.clock.now()), watch, events)?;
+                    return Ok(at_new_place.then_some(ExitKind::EventsFull));
                 }
                 Ok(kind)
             }

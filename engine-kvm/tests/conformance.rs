@@ -5,21 +5,21 @@ use engine::{Built, Engine, GuestMemory, PartitionSpec};
 use engine_kvm::{Fitness, Kvm, fitness};
 
 /// Runs a part of the suite where KVM is fit.
-fn conforms(suite: impl FnOnce(&Kvm, &Selection) -> Report) {
+fn conforms(name: &str, suite: impl FnOnce(&Kvm, &Selection) -> Report) {
     match fitness() {
         Fitness::Fit => {}
         verdict if std::env::var_os("NVSIM_REQUIRE_KVM").is_some() => panic!("KVM is {verdict}"),
         verdict => return eprintln!("skipped: KVM is {verdict}"),
     }
     let kvm = Kvm::open().expect("it is fit");
-    let report = suite(&kvm, &Selection::from_environment());
+    let report = suite(&kvm, &Selection::from_environment().named(name));
     println!("{report}");
     assert_eq!(report.failures().count(), 0, "\n{report}");
 }
 
 #[test]
 fn every_case_holds() {
-    conforms(|kvm, selection| run(kvm, selection));
+    conforms("kvm", |kvm, selection| run(kvm, selection));
 }
 
 /// A KVM that single-steps whatever runs on it: a page that no case touches is watched.
@@ -45,7 +45,7 @@ impl Engine for Stepped<'_> {
 
 #[test]
 fn every_case_holds_while_it_is_stepped() {
-    conforms(|kvm, selection| run(&Stepped(kvm), &selection.clone().and_not(UNFORESEEN)));
+    conforms("stepped", |kvm, selection| run(&Stepped(kvm), &selection.clone().and_not(UNFORESEEN)));
 }
 
 /// Traps of the guest's own single-stepping, interrupts that follow on one another sooner than they are let in, and what takes
@@ -62,5 +62,5 @@ const UNFORESEEN: &[&str] = &[
 
 #[test]
 fn every_case_holds_while_its_state_moves() {
-    conforms(|kvm, selection| run_moving(&[kvm], selection));
+    conforms("moving", |kvm, selection| run_moving(&[kvm], selection));
 }

@@ -4,8 +4,10 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use engine::Partition;
 use engine::event::{Event, MemoryEvents};
 
+use crate::partition::Common;
 use crate::shared::{LOG_CAPACITY, Shared, Watch};
 
 /// Between the machine's threads and the one that runs vCPUs.
@@ -42,20 +44,29 @@ impl Events {
     }
 }
 
-impl MemoryEvents for Events {
+impl MemoryEvents for Common {
     fn watch(&self, ranges: &[Range<u64>], loads: bool) {
         let ranges = ranges.iter().filter(|range| range.start < range.end).cloned().collect();
-        let places = self.places.load(Ordering::Relaxed);
-        *self.wanted.lock().unwrap_or_else(PoisonError::into_inner) = Some(Watch { ranges, loads, places });
+        let places = self.events.places.load(Ordering::Relaxed);
+        *self.events.wanted.lock().unwrap_or_else(PoisonError::into_inner) =
+            Some(Watch { ranges, loads, places });
     }
 
     fn stop_at_places(&self, on: bool) -> bool {
-        self.places.store(on, Ordering::Relaxed);
+        self.events.places.store(on, Ordering::Relaxed);
         true
     }
 
+    fn number(&self) -> u64 {
+        Partition::instructions(self).unwrap_or(0)
+    }
+
+    fn stop_at(&self, number: Option<u64>) {
+        let _ = Partition::stop_at(self, number);
+    }
+
     fn drain(&self, sink: &mut dyn FnMut(&Event)) {
-        let events = std::mem::take(&mut *self.log.lock().unwrap_or_else(PoisonError::into_inner));
+        let events = std::mem::take(&mut *self.events.log.lock().unwrap_or_else(PoisonError::into_inner));
         events.iter().for_each(sink);
     }
 }

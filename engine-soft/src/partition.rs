@@ -203,7 +203,7 @@ impl Partition for Common {
     }
 
     fn memory_events(&self) -> Option<&dyn MemoryEvents> {
-        Some(&self.events)
+        Some(self)
     }
 
     fn stop_at(&self, instructions: Option<u64>) -> bool {

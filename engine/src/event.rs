@@ -89,7 +89,8 @@ pub struct Event {
     pub vcpu: VcpuId,
     /// Guest instruction pointer of the instruction.
     pub rip: u64,
-    /// Instructions retired by all vCPUs before this one; events of one instruction share it and keep their order.
+    /// Instructions before this one, of all vCPUs, as [`MemoryEvents::number`] counts them; events of one instruction share
+    /// it and keep their order.
     pub instruction: u64,
     /// Guest time in nanoseconds.
     pub time: u64,
@@ -99,8 +100,8 @@ pub struct Event {
 
 /// An exact source of memory events.
 pub trait MemoryEvents {
-    /// Replaces the watched guest-physical ranges; an empty slice ends watching. Ranges are 4 KiB aligned. Takes effect
-    /// at the next [`crate::Processor::run`].
+    /// Replaces the watched guest-physical ranges; an empty slice ends watching. Ranges are 4 KiB aligned. From here on no
+    /// vCPU executes anything unseen: one that another thread has in the guest has left it when this returns.
     fn watch(&self, ranges: &[Range<u64>], loads: bool);
 
     /// Asks for [`crate::ExitKind::EventsFull`] right after an instruction whose events come from another place than the
@@ -110,6 +111,14 @@ pub trait MemoryEvents {
     fn stop_at_places(&self, _on: bool) -> bool {
         false
     }
+
+    /// The number that an event of the next instruction would have: what [`crate::Partition::instructions`] gives, or,
+    /// where an engine does not count those, the instructions that were executed while something was watched.
+    fn number(&self) -> u64;
+
+    /// Asks for [`crate::ExitKind::InstructionLimit`] when that number is reached while something is watched (`None`:
+    /// never). It is the same limit as [`crate::Partition::stop_at`]'s, where the engine counts all instructions.
+    fn stop_at(&self, number: Option<u64>);
 
     /// Takes all events so far, oldest first.
     fn drain(&self, sink: &mut dyn FnMut(&Event));

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use serde::Serialize;
-use vmm::nvdimm::offline::{self, DimmInfo, RegionInfo};
+use vmm::nvdimm::offline::{self, DimmInfo, Listed, RegionInfo};
 use vmm::nvdimm::{self, DimmSpec, Entropy, LabelsInfo};
 
 use crate::cli::{DimmArgs, DimmCommand};
@@ -26,7 +26,7 @@ pub fn dimm(args: DimmArgs) -> Result<()> {
             show(&vec![region], json, regions)
         }
         DimmCommand::Label { files, json, .. } => show(&nvdimm::labels(&files)?, json, label_areas),
-        DimmCommand::Ls { paths, json } => show(&found(&paths)?, json, dimms),
+        DimmCommand::Ls { paths, json } => show(&found(&paths)?, json, listing),
     }
 }
 
@@ -65,21 +65,32 @@ fn create(specs: &[DimmSpec]) -> Result<()> {
 }
 
 /// The DIMMs among files and in folders.
-fn found(paths: &[PathBuf]) -> Result<Vec<DimmInfo>> {
+fn found(paths: &[PathBuf]) -> Result<Vec<Listed>> {
     let mut all = Vec::new();
     for path in paths {
-        if path.is_dir() {
-            all.extend(offline::ls(path)?);
-        } else {
-            all.extend(
-                offline::info(std::slice::from_ref(path))?.into_iter().flat_map(|region| region.dimms),
-            );
-        }
+        all.extend(offline::ls(path)?);
     }
     Ok(all)
 }
 
-fn dimms(dimms: &[DimmInfo]) {
+fn listing(listed: &[Listed]) {
+    dimms(listed.iter().filter_map(|entry| match entry {
+        Listed::Dimm(dimm) => Some(&**dimm),
+        Listed::Problem { .. } => None,
+    }));
+    for entry in listed {
+        if let Listed::Problem { problem, .. } = entry {
+            say_problem(problem);
+        }
+    }
+}
+
+fn say_problem(problem: &str) {
+    let style = crate::cli::ERROR;
+    anstream::println!("{style}problem:{style:#} {problem}");
+}
+
+fn dimms<'a>(dimms: impl IntoIterator<Item = &'a DimmInfo>) {
     let mut rows = table(&["FILE", "SIZE", "ON DISK", "ID", "DOMAIN", "SET", "STATE"]);
     for dimm in dimms {
         let set = dimm
@@ -142,8 +153,7 @@ fn regions(regions: &[RegionInfo]) {
             print(&rows);
         }
         if let Some(problem) = &region.problem {
-            let style = crate::cli::ERROR;
-            anstream::println!("{style}problem:{style:#} {problem}");
+            say_problem(problem);
         }
     }
 }

@@ -33,6 +33,19 @@ fn create_info_label_ls() {
 }
 
 #[test]
+fn a_damaged_dimm_hides_no_other_in_a_listing() {
+    let folder = tempdir().unwrap();
+    nvsim(folder.path(), &["dimm", "create", "a.nvd,size=16M", "b.nvd,size=16M", "c.nvd,size=16M"]).ok();
+    std::fs::File::options().write(true).open(folder.path().join("b.nvd")).unwrap().set_len(9 << 20).unwrap();
+    let listing = nvsim(folder.path(), &["dimm", "ls"]).ok();
+    assert!(listing.contains("a.nvd") && listing.contains("c.nvd"), "{listing}");
+    assert!(listing.contains("problem: ./b.nvd is damaged"), "{listing}");
+    let json = nvsim(folder.path(), &["dimm", "ls", "--json"]).json();
+    assert_eq!((json[0]["size"].as_u64(), json[1]["file"].as_str()), (Some(16 << 20), Some("./b.nvd")));
+    assert!(json[1]["problem"].as_str().unwrap().contains("is damaged"), "{json}");
+}
+
+#[test]
 fn an_existing_file_is_never_replaced() {
     let folder = tempdir().unwrap();
     std::fs::write(folder.path().join("mine"), "precious").unwrap();

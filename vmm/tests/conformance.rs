@@ -13,7 +13,7 @@ fn a_state_saved_on_one_engine_goes_on_with_the_other() {
     }
     let open = |choice| open_engine(choice).expect("it is there").engine;
     let (soft, kvm) = (open(EngineChoice::Soft), open(EngineChoice::Kvm));
-    let report = run_moving(&[&*soft, &*kvm], &Selection::from_environment());
+    let report = run_moving(&[&*soft, &*kvm], &Selection::from_environment().named("engines"));
     println!("{report}");
     assert_eq!(report.failures().count(), 0, "\n{report}");
 }

@@ -1,10 +1,13 @@
 //! What is watched, and what was seen of it: between the machine's threads and those of the vCPUs.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use engine::event::{Event, MemoryEvents};
+use engine::VcpuId;
+use engine::event::Event;
+
+use crate::partition::KvmPartition;
 
 /// From here on a vCPU asks to have the log drained.
 const LOG_CAPACITY: usize = 1 << 16;
@@ -14,15 +17,24 @@ const LOG_CAPACITY: usize = 1 << 16;
 pub(crate) struct Watch {
     pub(crate) ranges: Vec<Range<u64>>,
     pub(crate) loads: bool,
+    /// Stop after events from a new place.
+    pub(crate) places: bool,
 }
 
 /// The partition's share of stepping.
 #[derive(Debug, Default)]
 pub(crate) struct Events {
     watch: Mutex<Arc<Watch>>,
+    /// Whether to stop at new places, from the next watch on.
+    places: AtomicBool,
+    /// vCPUs that run without being stepped, a bit each; and told when one has left the guest.
+    free: Mutex<u32>,
+    left: Condvar,
     log: Mutex<Vec<Event>>,
     /// Instructions stepped by all vCPUs.
     stepped: AtomicU64,
+    /// One more than the number at which to stop; 0 is none.
+    limit: AtomicU64,
     /// Interrupt messages that the machine has sent.
     messages: AtomicU64,
     turn: Turn,
@@ -42,6 +54,48 @@ impl Events {
     /// What is watched now.
     pub(crate) fn watch(&self) -> Arc<Watch> {
         Arc::clone(&lock(&self.watch))
+    }
+
+    /// Watches something else, and waits until no vCPU runs that saw what was watched before; `kick` gets one to leave.
+    pub(crate) fn set_watch(&self, ranges: &[Range<u64>], loads: bool, kick: impl Fn(VcpuId)) {
+        let ranges: Vec<_> = ranges.iter().filter(|range| range.start < range.end).cloned().collect();
+        let (is_on, places) = (!ranges.is_empty(), self.places.load(Ordering::Relaxed));
+        let mut free = lock(&self.free);
+        *lock(&self.watch) = Arc::new(Watch { ranges, loads, places });
+        if is_on {
+            (0..8).filter(|vcpu| *free & 1 << vcpu != 0).for_each(kick);
+            while *free != 0 {
+                free = self.left.wait(free).unwrap_or_else(PoisonError::into_inner);
+            }
+        }
+    }
+
+    /// A vCPU is about to run without being stepped; not if something is watched by now.
+    pub(crate) fn set_free(&self, vcpu: VcpuId) -> Option<Free<'_>> {
+        let mut free = lock(&self.free);
+        if !lock(&self.watch).ranges.is_empty() {
+            return None;
+        }
+        *free |= 1 << vcpu;
+        Some(Free(self, vcpu))
+    }
+
+    pub(crate) fn stop_at_places(&self, on: bool) {
+        self.places.store(on, Ordering::Relaxed);
+    }
+
+    pub(crate) fn stop_at(&self, number: Option<u64>) {
+        self.limit.store(number.map_or(0, |number| number.saturating_add(1)), Ordering::Relaxed);
+    }
+
+    /// The number at which to stop is reached.
+    pub(crate) fn is_at_limit(&self) -> bool {
+        self.limit.load(Ordering::Relaxed).checked_sub(1).is_some_and(|limit| self.number() >= limit)
+    }
+
+    pub(crate) fn drain(&self, sink: &mut dyn FnMut(&Event)) {
+        let events = std::mem::take(&mut *lock(&self.log));
+        events.iter().for_each(sink);
     }
 
     /// Nobody has drained since the log was full.
@@ -67,20 +121,31 @@ impl Events {
 
     /// Waits until no other vCPU is within an instruction, first come, first served. So events of all vCPUs are in the
     /// order in which memory saw them, and one that spins cannot keep the others from what it waits for.
-    pub(crate) fn take_turn(&self) -> impl Drop + '_ {
-        self.turn.take()
+    pub(crate) fn take_turn(of: &Arc<KvmPartition>) -> Taken {
+        of.events.turn.take();
+        Taken(Arc::clone(of))
     }
 }
 
-impl MemoryEvents for Events {
-    fn watch(&self, ranges: &[Range<u64>], loads: bool) {
-        let ranges = ranges.iter().filter(|range| range.start < range.end).cloned().collect();
-        *lock(&self.watch) = Arc::new(Watch { ranges, loads });
-    }
+/// Held by the vCPU that is within an instruction; passed on when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Taken(Arc<KvmPartition>);
 
-    fn drain(&self, sink: &mut dyn FnMut(&Event)) {
-        let events = std::mem::take(&mut *lock(&self.log));
-        events.iter().for_each(sink);
+impl Drop for Taken {
+    fn drop(&mut self) {
+        self.0.events.turn.pass();
+    }
+}
+
+/// A vCPU that runs without being stepped.
+#[derive(Debug)]
+pub(crate) struct Free<'a>(&'a Events, VcpuId);
+
+impl Drop for Free<'_> {
+    fn drop(&mut self) {
+        let mut free = lock(&self.0.free);
+        *free &= !(1 << self.1);
+        self.0.left.notify_all();
     }
 }
 
@@ -97,25 +162,20 @@ struct Turn {
 }
 
 impl Turn {
-    fn take(&self) -> Taken<'_> {
+    fn take(&self) {
         let mut tickets = lock(&self.tickets);
         let mine = tickets.0;
         tickets.0 += 1;
         while tickets.1 != mine {
             tickets = self.passed.wait(tickets).unwrap_or_else(PoisonError::into_inner);
         }
-        Taken(self)
     }
-}
 
-struct Taken<'a>(&'a Turn);
-
-impl Drop for Taken<'_> {
-    fn drop(&mut self) {
-        let mut tickets = lock(&self.0.tickets);
+    fn pass(&self) {
+        let mut tickets = lock(&self.tickets);
         tickets.1 += 1;
         if tickets.0 != tickets.1 {
-            self.0.passed.notify_all();
+            self.passed.notify_all();
         }
     }
 }
@@ -126,25 +186,60 @@ mod tests {
 
     #[test]
     fn a_turn_goes_round() {
-        let events = Events::default();
+        let turn = Turn::default();
         let order = Mutex::new(Vec::new());
-        let first = events.take_turn();
+        turn.take();
         std::thread::scope(|scope| {
             for n in 0..2 {
-                let (events, order) = (&events, &order);
+                let (turn, order) = (&turn, &order);
                 scope.spawn(move || {
                     for _ in 0..50 {
-                        let _turn = events.take_turn();
+                        turn.take();
                         lock(order).push(n);
                         std::thread::sleep(std::time::Duration::from_micros(200));
+                        turn.pass();
                     }
                 });
             }
             std::thread::sleep(std::time::Duration::from_millis(50));
-            drop(first);
+            turn.pass();
         });
         let order = order.into_inner().unwrap();
         let alternate = order.windows(2).take(80).filter(|pair| pair[0] != pair[1]).count();
         assert!(alternate > 60, "{order:?}");
+    }
+
+    #[test]
+    fn watching_begins_when_all_have_left() {
+        let events = Events::default();
+        let page = 0..0x1000;
+        let kicked = AtomicU64::new(0);
+        std::thread::scope(|scope| {
+            let free = events.set_free(3).unwrap();
+            let watching = scope.spawn(|| {
+                events.set_watch(std::slice::from_ref(&page), false, |vcpu| {
+                    kicked.fetch_add(1 << vcpu, Ordering::Relaxed);
+                });
+            });
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            assert!(!watching.is_finished());
+            drop(free);
+        });
+        assert_eq!(kicked.into_inner(), 8);
+        assert!(events.set_free(0).is_none());
+        events.set_watch(&[], false, |_| panic!("nobody runs"));
+        assert!(events.set_free(0).is_some());
+    }
+
+    #[test]
+    fn the_limit_is_a_number() {
+        let events = Events::default();
+        assert!(!events.is_at_limit());
+        events.stop_at(Some(1));
+        assert!(!events.is_at_limit());
+        events.count();
+        assert!(events.is_at_limit());
+        events.stop_at(None);
+        assert!(!events.is_at_limit());
     }
 }

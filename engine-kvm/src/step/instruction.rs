@@ -46,8 +46,10 @@ impl Stepper {
             Ok(instruction) => instruction,
             Err((at, miss)) => return self.missed(fd, rip, at, false, miss),
         };
-        if rip == self.regs.rip && self.in_software(fd, &instruction)? {
-            return Ok(Next::Done);
+        if rip == self.regs.rip
+            && let Some(done) = self.in_software(fd, &instruction)?
+        {
+            return Ok(done);
         }
         let mut accesses = std::mem::take(&mut self.accesses);
         effects::accesses(&instruction, &mut self.info, &self.regs, &self.sregs, &mut accesses);
@@ -116,7 +118,7 @@ impl Stepper {
     fn missed(&mut self, fd: &VcpuFd, rip: u64, at: u64, stack: bool, miss: Miss) -> Result<Next> {
         let (vector, code) = match miss {
             // One behind a MOV SS comes when its turn has come.
-            _ if rip != self.regs.rip => return Ok(Next::Done),
+            _ if rip != self.regs.rip => return Ok(Next::Raised),
             Miss::Fault(code) => {
                 self.sregs.cr2 = at;
                 (PAGE_FAULT, code)
@@ -126,14 +128,14 @@ impl Stepper {
             Miss::Unknown => return Ok(Next::Run(Begun::blindly(rip))),
         };
         if self.enter(fd, Delivery { vector, error_code: Some(code), fault: true, software: false })? {
-            return Ok(Next::Done);
+            return Ok(Next::Raised);
         }
         // KVM raises it, and what its handler does is not seen.
         Ok(Next::Run(Begun::blindly(rip)))
     }
 
-    /// Executes what KVM is better not given while it single-steps.
-    fn in_software(&mut self, fd: &VcpuFd, i: &Instruction) -> Result<bool> {
+    /// Executes what KVM is better not given while it single-steps; none if that is KVM's.
+    fn in_software(&mut self, fd: &VcpuFd, i: &Instruction) -> Result<Option<Next>> {
         let kernel = self.sregs.ss.dpl == 0;
         let raised = |vector, fault| Delivery { vector, error_code: None, fault, software: !fault };
         match i.mnemonic() {
@@ -142,7 +144,9 @@ impl Stepper {
                 self.halted = true;
                 self.write(fd)?;
             }
-            Mnemonic::Ud0 | Mnemonic::Ud1 | Mnemonic::Ud2 => return self.enter(fd, raised(UNDEFINED, true)),
+            Mnemonic::Ud0 | Mnemonic::Ud1 | Mnemonic::Ud2 => {
+                return Ok(self.enter(fd, raised(UNDEFINED, true))?.then_some(Next::Raised));
+            }
             // Its shadow holds off the trap too on some processors, and then a HLT behind it would sleep in KVM.
             Mnemonic::Sti if kernel && self.sregs.efer & EFER_LMA != 0 => {
                 self.shadow = self.regs.rflags & IF == 0;
@@ -158,7 +162,7 @@ impl Stepper {
                 if !entered {
                     self.regs.rip = at;
                 }
-                return Ok(entered);
+                return Ok(entered.then_some(Next::Executed));
             }
             Mnemonic::Syscall if self.sregs.cs.l != 0 && self.sregs.efer & 1 != 0 => {
                 let msrs = msrs(fd)?;
@@ -172,13 +176,13 @@ impl Stepper {
                 let mut registers =
                     Registers { memory: &self.memory, regs: &mut self.regs, sregs: &mut self.sregs };
                 if registers.sysret(star).is_none() {
-                    return Ok(false);
+                    return Ok(None);
                 }
                 self.write(fd)?;
             }
-            _ => return Ok(false),
+            _ => return Ok(None),
         }
-        Ok(true)
+        Ok(Some(Next::Executed))
     }
 }
 

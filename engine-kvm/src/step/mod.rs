@@ -34,7 +34,7 @@ use vm_memory::{Bytes, GuestAddress};
 use crate::refused;
 use deliver::{Delivery, Registers};
 use effects::{Access, Touch};
-pub(crate) use events::{Events, Watch};
+pub(crate) use events::{Events, Taken, Watch};
 use walk::{Paging, Want};
 
 const IF: u64 = 1 << 9;
@@ -61,6 +61,24 @@ struct Piece {
     touch: Touch,
 }
 
+/// Where events come from: what a call chain depends on.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    rip: u64,
+    stack: u64,
+    instruction: u64,
+}
+
+impl Place {
+    /// Instructions after which a place counts as another: its caller may have been left and entered anew.
+    const SAME: u64 = 64;
+
+    fn is_near(&self, other: &Self) -> bool {
+        (self.rip, self.stack) == (other.rip, other.stack)
+            && other.instruction - self.instruction <= Self::SAME
+    }
+}
+
 /// An instruction that KVM has begun.
 #[derive(Debug, Clone)]
 struct Begun {
@@ -75,8 +93,10 @@ struct Begun {
 enum Next {
     /// It is KVM's to execute.
     Run(Begun),
-    /// It was executed, or an exception entered, in software.
-    Done,
+    /// It was executed in software.
+    Executed,
+    /// It raised an exception, whose handler was entered in software.
+    Raised,
 }
 
 /// A vCPU that is being stepped.
@@ -99,6 +119,8 @@ pub(crate) struct Stepper {
     messages: u64,
     since_interrupt: u32,
     log: Vec<Event>,
+    /// Where it was at its last event.
+    place: Option<Place>,
     /// It has flushed or posted something that no fence has followed, or may have before it was watched.
     unfenced: bool,
     /// Exceptions whose handlers ran unseen.
@@ -140,6 +162,7 @@ impl Stepper {
             messages: 0,
             since_interrupt: BETWEEN_INTERRUPTS,
             log: Vec::new(),
+            place: None,
             unfenced: true,
             unseen: 0,
         };
@@ -197,11 +220,15 @@ impl Stepper {
     }
 
     /// Looks at the next instruction. `true`: KVM is to execute it; `false`: that is done.
-    pub(crate) fn prepare(&mut self, fd: &VcpuFd, watch: &Watch) -> Result<bool> {
+    pub(crate) fn prepare(&mut self, fd: &VcpuFd, watch: &Watch, events: &Events) -> Result<bool> {
         self.shadow = false;
         self.since_interrupt = self.since_interrupt.saturating_add(1);
         match self.look(fd, self.regs.rip, watch)? {
-            Next::Done => Ok(false),
+            Next::Executed => {
+                events.count();
+                Ok(false)
+            }
+            Next::Raised => Ok(false),
             Next::Run(mut begun) => {
                 let i = &begun.instruction;
                 if i.mnemonic() == Mnemonic::Mov && i.op0_register() == Register::SS {
@@ -222,10 +249,17 @@ impl Stepper {
         self.begun = None;
     }
 
-    /// The instruction that was begun is over: tells what it did; `who` is the vCPU and guest time.
-    pub(crate) fn complete(&mut self, fd: &VcpuFd, who: (VcpuId, u64), events: &Events) -> Result<()> {
-        let Some(begun) = self.begun.take() else { return Ok(()) };
-        let before = self.regs.rflags;
+    /// The instruction that was begun is over: tells what it did; `who` is the vCPU and guest time. Gives whether events
+    /// came from a new place, and somebody wants to know.
+    pub(crate) fn complete(
+        &mut self,
+        fd: &VcpuFd,
+        who: (VcpuId, u64),
+        watch: &Watch,
+        events: &Events,
+    ) -> Result<bool> {
+        let Some(begun) = self.begun.take() else { return Ok(false) };
+        let (before, stack) = (self.regs.rflags, self.regs.rsp);
         self.read(fd)?;
         self.opened |= !before & self.regs.rflags & IF != 0;
         self.called |= effects::touches_apic(&begun.instruction) && self.regs.rflags & IF != 0;
@@ -247,8 +281,11 @@ impl Stepper {
                 self.regs.rip
             );
         }
+        let Some(last) = self.log.last() else { return Ok(false) };
+        let place = Place { rip: last.rip, stack, instruction: last.instruction };
+        let is_new = self.place.replace(place).is_none_or(|before| !before.is_near(&place));
         events.append(&mut self.log);
-        Ok(())
+        Ok(watch.places && is_new)
     }
 
     fn tell(&mut self, begun: &Begun, (vcpu, time): (VcpuId, u64), events: &Events) {

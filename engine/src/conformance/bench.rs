@@ -1,10 +1,12 @@
 //! What runs cases and judges them.
 
 use std::fmt;
+use std::path::PathBuf;
 
 use iced_x86::IcedError;
 use iced_x86::code_asm::CodeAssembler;
 
+use super::journal::Journal;
 use super::machine::Machine;
 use super::scene::{Mode, Scene};
 use crate::Engine;
@@ -128,15 +130,26 @@ pub struct Selection {
     pub only: String,
     /// Not these: what the processor below an engine is known to get wrong.
     pub except: Vec<String>,
+    /// What the suite is called in its journal.
+    pub suite: String,
+    /// Files in which it is taken down how cases end; the first has how they ended before, which they need not again.
+    pub journal: Vec<PathBuf>,
 }
 
 impl Selection {
-    /// From NVSIM_CASES and NVSIM_EXCEPT, the latter separated by blanks.
+    /// From NVSIM_CASES, NVSIM_EXCEPT, separated by blanks, and NVSIM_JOURNAL, separated by colons.
     #[must_use]
     pub fn from_environment() -> Self {
         let variable = |name| std::env::var(name).unwrap_or_default();
         let except = variable("NVSIM_EXCEPT").split_whitespace().map(str::to_owned).collect();
-        Self { only: variable("NVSIM_CASES"), except }
+        let journal = std::env::var_os("NVSIM_JOURNAL").iter().flat_map(std::env::split_paths).collect();
+        Self { only: variable("NVSIM_CASES"), except, suite: "all".to_owned(), journal }
+    }
+
+    /// As a suite of this name, one word, in the journal.
+    #[must_use]
+    pub fn named(self, suite: &str) -> Self {
+        Self { suite: suite.to_owned(), ..self }
     }
 
     /// Nor these.
@@ -159,11 +172,18 @@ pub struct Report {
 impl Report {
     pub(super) fn of(bench: &Bench<'_>, selection: &Selection) -> Self {
         let mut report = Self::default();
+        let mut journal = match Journal::open(&selection.suite, &selection.journal) {
+            Ok(journal) => journal,
+            Err(error) => {
+                report.outcomes.push(("journal", Err(Failure(format!("{:?}: {error}", selection.journal)))));
+                return report;
+            }
+        };
         for case in super::cases().into_iter().filter(|case| case.name.contains(&selection.only)) {
             if selection.except.iter().any(|name| name == case.name) {
                 report.skipped.push(case.name);
             } else {
-                report.outcomes.push((case.name, (case.run)(bench)));
+                report.outcomes.push((case.name, journal.outcome(case.name, || (case.run)(bench))));
             }
         }
         report

@@ -7,6 +7,7 @@
 
 mod bench;
 mod crew;
+mod journal;
 mod machine;
 mod scene;
 mod trap;

@@ -45,8 +45,18 @@ fn every_example_can_be_typed() {
     command.build();
     let mut texts = String::new();
     helps(&mut command, "nvsim", &mut texts);
-    let examples: Vec<_> = texts.lines().filter_map(|line| line.strip_prefix("  nvsim ")).collect();
-    assert!(examples.len() > 20, "{examples:?}");
+    texts += include_str!("../../../README.md");
+    texts += include_str!("../../../docs/guide.md");
+    texts += include_str!("../../../docs/marks.md");
+    texts += include_str!("../../../docs/persistence-model.md");
+    let indented = |line: &'static str| {
+        line.trim_start()
+            .strip_prefix("nvsim ")
+            .filter(|rest| line.starts_with("  ") && !rest.starts_with(" "))
+    };
+    let texts: &'static str = texts.leak();
+    let examples: Vec<_> = texts.lines().filter_map(indented).collect();
+    assert!(examples.len() > 50, "{}: {examples:?}", examples.len());
     for example in examples {
         if let Err(error) = Cli::try_parse_from(words(&format!("nvsim {example}"))) {
             panic!("nvsim {example}\n{error}");

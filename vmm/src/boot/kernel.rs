@@ -108,8 +108,15 @@ fn load_elf(path: &Path, bytes: &[u8], plan: &MemoryPlan, memory: &GuestMemory) 
     let start = Some(GuestAddress(layout::HIGH_RAM_START));
     let loaded = Elf::load(memory, None, &mut Cursor::new(bytes), start)
         .map_err(|error| refused(path, format!("{error}; give a complete x86-64 vmlinux")))?;
+    let entry = loaded.kernel_load.raw_value();
+    if !(layout::HIGH_RAM_START..end).contains(&entry) {
+        return Err(refused(
+            path,
+            format!("its entry {entry:#x} lies in none of its segments; give an x86-64 vmlinux"),
+        ));
+    }
     Ok(Loaded {
-        entry: loaded.kernel_load.raw_value(),
+        entry,
         end,
         header: None,
         command_line_limit: COMMAND_LINE_LIMIT,

@@ -133,6 +133,16 @@ fn what_is_no_kernel_is_refused_by_name() {
 }
 
 #[test]
+fn a_kernel_that_begins_outside_itself_is_refused() {
+    for entry in [16 * MIB + 4, u64::MAX] {
+        let mut bytes = elf(4);
+        bytes[24..32].copy_from_slice(&entry.to_le_bytes());
+        let error = Bench::new().load(file(&bytes).path(), None, "").unwrap_err().to_string();
+        assert!(error.contains(&format!("its entry {entry:#x}")), "{error}");
+    }
+}
+
+#[test]
 fn any_damage_to_an_elf_header_is_survived() {
     let bench = Bench::new();
     for at in 0..120 {

@@ -277,20 +277,51 @@ pub fn info(paths: &[PathBuf]) -> Result<Vec<RegionInfo>> {
     }
 }
 
-/// The DIMM files in a folder, by name; other files are passed over.
-pub fn ls(folder: &Path) -> Result<Vec<DimmInfo>> {
+/// A DIMM file in a listing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum Listed {
+    /// What it says of itself.
+    Dimm(Box<DimmInfo>),
+    /// One that says nothing now: damaged, or in use.
+    Problem {
+        /// The file.
+        file: PathBuf,
+        /// Why, and what to do about it.
+        problem: String,
+    },
+}
+
+impl Listed {
+    fn file(&self) -> &Path {
+        match self {
+            Self::Dimm(dimm) => &dimm.file,
+            Self::Problem { file, .. } => file,
+        }
+    }
+}
+
+/// The DIMM files in a folder, by name, other files being passed over; or the one DIMM file that `path` is.
+///
+/// # Errors
+/// A folder that cannot be read, or a single file that is no DIMM. One DIMM of a folder that cannot be read hides no other.
+pub fn ls(path: &Path) -> Result<Vec<Listed>> {
+    if !path.is_dir() {
+        let backing = Backing::open(path, Hold::Shared)?;
+        return Ok(vec![Listed::Dimm(Box::new(dimm_info(&backing)))]);
+    }
     let mut found = Vec::new();
-    for entry in folder.read_dir().map_err(Error::io("list", folder))? {
-        let path = entry.map_err(Error::io("list", folder))?.path();
-        match Backing::open(&path, Hold::Shared) {
-            Ok(backing) => found.push(dimm_info(&backing)),
+    for entry in path.read_dir().map_err(Error::io("list", path))? {
+        let file = entry.map_err(Error::io("list", path))?.path();
+        match Backing::open(&file, Hold::Shared) {
+            Ok(backing) => found.push(Listed::Dimm(Box::new(dimm_info(&backing)))),
             Err(Error::Foreign { .. } | Error::Missing { .. }) => {}
             // A file that we may not even look at is none of ours.
             Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::PermissionDenied => {}
-            Err(error) => return Err(error),
+            Err(error) => found.push(Listed::Problem { file, problem: error.to_string() }),
         }
     }
-    found.sort_by(|a, b| a.file.cmp(&b.file));
+    found.sort_by(|a, b| a.file().cmp(b.file()));
     Ok(found)
 }
 

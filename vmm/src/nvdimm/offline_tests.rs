@@ -26,7 +26,7 @@ fn a_new_dimm_is_one_fsdax_namespace() {
     let dimm = &region.dimms[0];
     assert_eq!((dimm.labels, dimm.domain, dimm.fs), (Some(LabelVersion::V1_2), Domain::Adr, Fs::Ext4));
     let found = ls(dir.path()).unwrap();
-    assert_eq!(found, std::slice::from_ref(dimm));
+    assert_eq!(found, [Listed::Dimm(Box::new(dimm.clone()))]);
     let json = serde_json::to_value(namespace).unwrap();
     assert_eq!(json["mode"], "fsdax");
     assert_eq!(json["map"], "mem");

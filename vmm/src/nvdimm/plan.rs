@@ -119,9 +119,9 @@ fn find(
     let wrong = |reason| Err(Error::Set { set: name.to_owned(), reason });
     let Some(n) = records.iter().position(|(_, r)| r.identity == *identity) else {
         return wrong(format!(
-            "it has {} DIMMs, and the one with serial number {:#010x} is missing; give all its files",
+            "it has {} DIMMs, and the one with id {} is missing; give all its files",
             members.len(),
-            identity.serial
+            identity.id()
         ));
     };
     let (path, record) = &records[n];
@@ -236,7 +236,9 @@ pub(crate) mod tests {
     #[test]
     fn sets_that_do_not_fit_are_explained() {
         let reason = |records: &[Record]| Sets::new(&named(records)).unwrap_err().to_string();
-        assert!(reason(&records(&[2])[..1]).contains("serial number 0x00000002 is missing"));
+        assert!(
+            reason(&records(&[2])[..1]).contains(&format!("{} is missing", Identity::with_serial(2).id()))
+        );
         let mut twins = records(&[1, 1]);
         twins[1].identity = twins[0].identity;
         assert!(reason(&twins).contains("0.dimm and 1.dimm have the same serial number"));
