@@ -82,6 +82,20 @@ impl Floor {
         self.check()
     }
 
+    /// What is there from an address on, all of it in one piece of a DIMM; zeros where there is no DIMM.
+    ///
+    /// # Errors
+    /// [`Error::Floor`].
+    pub fn read(&self, address: u64, bytes: &mut [u8]) -> Result<()> {
+        match self.header.place(address).and_then(|(dimm, offset)| Some((self.files.get(dimm)?, offset))) {
+            Some(((file, _), offset)) => file.read_exact_at(bytes, offset).map_err(Error::Floor),
+            None => {
+                bytes.fill(0);
+                Ok(())
+            }
+        }
+    }
+
     /// Whether every line that was asked for could be read.
     ///
     /// # Errors

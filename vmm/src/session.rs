@@ -192,7 +192,11 @@ impl<'a> Session<'a> {
                 continue;
             }
             if let Some(mut recorder) = self.recorder() {
-                recorder.limit(&*self.partition);
+                let alarm = recorder.limit(&*self.partition);
+                drop(recorder);
+                if let Some(left) = alarm {
+                    self.ring_after(left);
+                }
             }
             let exit = processor.run(entry)?;
             statistics.count(&exit.kind);
@@ -228,6 +232,18 @@ impl<'a> Session<'a> {
 
     fn recorder(&self) -> Option<MutexGuard<'_, &'a mut Recorder>> {
         self.recorder.as_ref().map(|recorder| recorder.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Somebody rings when so much guest time has passed as it does for the host; where the run is over by then, nobody hears.
+    fn ring_after(&self, nanoseconds: u64) {
+        let remote = self.remote.clone();
+        let rings = move || {
+            std::thread::sleep(Duration::from_nanos(nanoseconds));
+            remote.wake();
+        };
+        if let Err(error) = std::thread::Builder::new().name("alarm".to_owned()).spawn(rings) {
+            self.end(Err(Error::Thread(error)));
+        }
     }
 
     /// The guest may have set a mark whose name is in its memory.

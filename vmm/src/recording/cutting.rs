@@ -43,6 +43,16 @@ impl Cutting {
         self.contents.as_ref().map_or(Ok(()), |contents| Ok(contents.floor().block(dimm, number, block)?))
     }
 
+    /// What was asked for.
+    pub fn spec(&self) -> &CutSpec {
+        &self.spec
+    }
+
+    /// What the DIMMs hold, from the recording's begin on.
+    pub fn contents(&self) -> Option<&Contents> {
+        self.contents.as_ref()
+    }
+
     /// When it comes even if nothing happens.
     pub fn due(&self) -> Option<Due> {
         self.cutter.due()

@@ -13,6 +13,7 @@ mod mark;
 mod offline;
 mod recorder;
 mod spec;
+mod survey;
 mod tape;
 mod words;
 

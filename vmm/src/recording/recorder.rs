@@ -5,11 +5,12 @@ use std::ops::Range;
 
 use engine::{Exit, ExitKind, GuestMemory, Partition, Processor, VcpuId};
 use nvdimm_model::medium;
-use trace::{Area, BLOCK, Cutter, Due, End, Event, Header, Kind, Reached, Verdict};
+use trace::{Area, BLOCK, Contents, Cutter, Due, End, Event, Header, Kind, Reached, Verdict};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::cutting::Cutting;
 use super::spec::{CutReport, RecordReport, RecordSpec, Window};
+use super::survey::{self, Halted};
 use super::tape::Tape;
 use super::words::{self, Sieve};
 use crate::nvdimm::{Deed, Nvdimms};
@@ -71,8 +72,14 @@ pub struct Recorder {
     tape: Tape,
     cutting: Option<Cutting>,
     sieve: Sieve,
+    /// The engine counts all instructions, and so can see all of the run.
+    sees_all: bool,
+    /// It sees no stores: what the DIMMs hold is looked at.
+    surveys: bool,
     /// Instructions and guest time of earlier boots.
     earlier: (u64, u64),
+    /// The number of the next instruction, as far as is known.
+    number: u64,
     places: [Place; 8],
     /// Events recorded.
     events: u64,
@@ -82,6 +89,8 @@ pub struct Recorder {
     run_limit: Option<u64>,
     /// What the engine was told.
     limit: Option<u64>,
+    /// The time at which somebody will ring.
+    alarm: Option<u64>,
     memory: GuestMemory,
     batch: Vec<engine::event::Event>,
 }
@@ -114,7 +123,11 @@ impl Recorder {
             tape: Tape::new(to, sight),
             cutting: cut.map(Cutting::new),
             sieve: Sieve::default(),
+            sees_all: true,
+            surveys: false,
             earlier: (0, 0),
+            number: 0,
+            alarm: None,
             places: [Place::default(); 8],
             events: 0,
             marks: Vec::new(),
@@ -137,19 +150,28 @@ impl Recorder {
         earlier: (u64, u64),
         run_limit: Option<u64>,
     ) -> Result<()> {
-        // Moments are told by instruction counts, so an engine that sees stores but does not count will not do.
-        if partition.memory_events().is_none() || partition.instructions().is_none() {
+        if partition.memory_events().is_none() {
             return Err(Error::Record(
-                "this engine does not tell at which instruction a store is made; give --engine soft"
+                "this engine sees no stores (KVM can where Linux is 5.16 or newer); give --engine soft"
                     .to_owned(),
             ));
         }
+        self.sees_all = partition.instructions().is_some();
         self.earlier = earlier;
-        self.run_limit = run_limit;
-        self.limit = run_limit;
+        if !self.sees_all {
+            let (window, cut) = (self.shutters.as_ref().map(|s| &s.window), &self.cutting);
+            let cut = cut.as_ref().map(Cutting::spec);
+            survey::check(window, self.tape.is_wanted(), cut, &self.header)?;
+            self.surveys = window.is_none();
+            // Its numbers begin anew with each partition, and those of a trace do not.
+            self.earlier.0 = self.number;
+        }
+        self.run_limit = run_limit.filter(|_| self.sees_all);
+        self.limit = self.run_limit;
+        self.alarm = None;
         nvdimms.keep_journal(true);
         if self.phase == Phase::Before && self.shutters.is_none() {
-            self.open(At::moment(0, earlier), nvdimms)?;
+            return self.open(At::moment(0, self.earlier), partition, nvdimms);
         }
         self.watch(partition);
         Ok(())
@@ -158,7 +180,8 @@ impl Recorder {
     /// Tells the engine what to look at.
     fn watch(&self, partition: &dyn Partition) {
         let Some(events) = partition.memory_events() else { return };
-        let ranges = if self.phase == Phase::Open { self.zones() } else { Vec::new() };
+        let sees = self.phase == Phase::Open && !self.surveys;
+        let ranges = if sees { self.zones() } else { Vec::new() };
         events.stop_at_places(self.tape.has_sight());
         events.watch(&ranges, self.header.loads);
     }
@@ -169,8 +192,10 @@ impl Recorder {
     }
 
     /// The recording begins: what the DIMMs hold now is its base.
-    fn open(&mut self, at: At, nvdimms: &Nvdimms) -> Result<()> {
+    fn open(&mut self, at: At, partition: &dyn Partition, nvdimms: &Nvdimms) -> Result<()> {
         self.phase = Phase::Open;
+        // No vCPU stores anything any more that is neither in the base nor an event.
+        self.watch(partition);
         self.header.instruction = at.instruction;
         self.header.time = at.time;
         self.tape.begin(&self.header)?;
@@ -184,24 +209,42 @@ impl Recorder {
         })
     }
 
-    /// Before each run: has the engine stop where a moment comes, whatever the guest does.
-    pub fn limit(&mut self, partition: &dyn Partition) {
+    /// Before each run: has the engine stop where a moment comes, whatever the guest does. Gives how much guest time is left
+    /// until then where the engine does not count that in instructions, once for each moment: who drives it is to see to
+    /// it that there is an exit.
+    pub fn limit(&mut self, partition: &dyn Partition) -> Option<u64> {
         let (earlier, earlier_time) = self.earlier;
         let now = partition.now();
-        let retired = partition.instructions().unwrap_or(0);
+        let number = self.numbered(partition);
+        let left = |t: u64| t.saturating_sub(earlier_time).saturating_sub(now);
         let own = self
             .dues()
-            .map(|due| match due {
-                Due::Instruction(n) => n.saturating_sub(earlier),
+            .filter_map(|due| match due {
+                Due::Instruction(n) => Some(n.saturating_sub(earlier)),
                 // An instruction is a nanosecond, and what is skipped is seen at the next exit.
-                Due::Time(t) => retired.saturating_add(t.saturating_sub(earlier_time).saturating_sub(now)),
+                Due::Time(t) => self.sees_all.then(|| number.saturating_add(left(t))),
             })
             .min();
         let limit = own.into_iter().chain(self.run_limit).min();
         if limit != self.limit {
             self.limit = limit;
-            partition.stop_at(limit);
+            if let Some(events) = partition.memory_events() {
+                events.stop_at(limit);
+            }
         }
+        let times = self.dues().filter_map(|due| match due {
+            Due::Time(t) if !self.sees_all => Some(t),
+            _ => None,
+        });
+        let next = times.min();
+        let is_new = next != self.alarm;
+        self.alarm = next;
+        next.filter(|_| is_new).map(left)
+    }
+
+    /// The number that the engine gives to the next instruction.
+    fn numbered(&self, partition: &dyn Partition) -> u64 {
+        partition.memory_events().map_or(0, engine::event::MemoryEvents::number)
     }
 
     /// Whether the run ends here in any case.
@@ -236,13 +279,13 @@ impl Recorder {
     ) -> Result<bool> {
         self.drain(exit, partition, processor)?;
         let at = self.at(exit.vcpu, partition);
+        self.number = at.instruction;
         let passed = |due: Option<Due>| due.is_some_and(|due| due.is_reached(at.instruction, at.time));
         if self.phase == Phase::Before && passed(self.shutters.as_ref().and_then(|s| s.opens.due())) {
-            self.open(at, nvdimms)?;
-            self.watch(partition);
+            self.open(at, partition, nvdimms)?;
         }
         if self.phase == Phase::Open && passed(self.cutting.as_ref().and_then(Cutting::due)) {
-            self.cut_here(at);
+            self.cut_here(at, Some(partition))?;
         }
         if self.phase == Phase::Open && passed(self.shutters.as_ref().and_then(|s| s.closes.due())) {
             self.phase = Phase::Over;
@@ -254,8 +297,7 @@ impl Recorder {
     /// Now, at the begin of the next instruction.
     fn at(&self, vcpu: VcpuId, partition: &dyn Partition) -> At {
         let (instructions, time) = self.earlier;
-        let retired = partition.instructions().unwrap_or(0);
-        At::moment(vcpu, (instructions + retired, time + partition.now()))
+        At::moment(vcpu, (instructions + self.numbered(partition), time + partition.now()))
     }
 
     fn drain(&mut self, exit: Exit, partition: &dyn Partition, processor: &mut dyn Processor) -> Result<()> {
@@ -265,9 +307,7 @@ impl Recorder {
         // Right after an instruction from a new place its processor still tells who called.
         let last = batch.last().map(|event| (event.vcpu, event.instruction, event.rip));
         let fresh = last.filter(|&(vcpu, instruction, _)| {
-            exit.kind == ExitKind::EventsFull
-                && vcpu == exit.vcpu
-                && partition.instructions() == Some(instruction + 1)
+            exit.kind == ExitKind::EventsFull && vcpu == exit.vcpu && events.number() == instruction + 1
         });
         let mut arrived = None;
         if let (Some((vcpu, instruction, rip)), false) = (fresh, self.is_cut()) {
@@ -289,7 +329,7 @@ impl Recorder {
                 rip: event.rip,
                 chain: if place.rip == event.rip { place.chain } else { 0 },
             };
-            self.observe(at, words::kind(&event.kind))?;
+            self.observe(at, words::kind(&event.kind), Some(partition))?;
         }
         batch.clear();
         self.batch = batch;
@@ -301,8 +341,8 @@ impl Recorder {
         self.tape.chain(&self.memory, || Ok(processor.save(vcpu)?))
     }
 
-    /// Something happens, in its order.
-    fn observe(&mut self, at: At, kind: Kind<'_>) -> Result<()> {
+    /// Something happens, in its order; in a partition, unless that is no more.
+    fn observe(&mut self, at: At, kind: Kind<'_>, partition: Option<&dyn Partition>) -> Result<()> {
         if let Some(cutting) = self.cutting.as_mut().filter(|cutting| cutting.reached().is_some()) {
             cutting.too_late(&kind);
             return Ok(());
@@ -313,26 +353,57 @@ impl Recorder {
         let event = at.event(kind);
         let verdict = self.cutting.as_mut().map_or(Verdict::GoOn, |cutting| cutting.see(&event));
         if verdict == Verdict::Before {
-            self.cut_here(at);
-            return self.observe(at, kind);
+            self.cut_here(at, partition)?;
+            return self.observe(at, kind, partition);
         }
         self.tape.event(&event)?;
-        if let Some(cutting) = &mut self.cutting {
+        if self.surveys {
+            self.survey(&event, partition)?;
+        } else if let Some(cutting) = &mut self.cutting {
             cutting.apply(&event)?;
         }
         self.events += 1;
         if verdict == Verdict::After {
-            self.cut_here(At { instruction: at.instruction + 1, ..at });
+            self.cut_here(At { instruction: at.instruction + 1, ..at }, partition)?;
         }
         Ok(())
     }
 
-    fn cut_here(&mut self, at: At) {
+    /// An event makes sure what DIMMs hold, of which nothing else is known.
+    fn survey(&mut self, event: &Event<'_>, partition: Option<&dyn Partition>) -> Result<()> {
+        let Some(cutting) = &mut self.cutting else { return Ok(()) };
+        let zones: Vec<_> = self.header.zones.iter().map(|zone| zone.start..zone.end).collect();
+        let Some(floor) = cutting.contents().map(Contents::floor) else { return Ok(()) };
+        let sure = match event.kind {
+            Kind::Hint { dimm } => {
+                let _halted = partition.and_then(|partition| Halted::all(partition, &zones));
+                survey::changed(&self.header, floor, &self.memory, Some(dimm.into()))?
+            }
+            Kind::Reset => survey::changed(&self.header, floor, &self.memory, None)?,
+            Kind::Store { address, data, .. } => survey::lines(&self.memory, address, data.len())?,
+            _ => return cutting.apply(event),
+        };
+        Ok(floor.lines(&sure)?)
+    }
+
+    fn cut_here(&mut self, at: At, partition: Option<&dyn Partition>) -> Result<()> {
+        let zones = self.zones();
         if let Some(cutting) = &mut self.cutting {
             let At { instruction, time, .. } = at;
+            if let (true, Some(contents)) = (self.surveys, cutting.contents()) {
+                if let Some(halted) = partition.and_then(|partition| Halted::all(partition, &zones)) {
+                    halted.keep_watching();
+                }
+                let changed = survey::changed(&self.header, contents.floor(), &self.memory, None)?;
+                for (&address, data) in &changed {
+                    let kind = Kind::Store { address, data, kind: medium::StoreKind::Cached };
+                    cutting.apply(&at.event(kind))?;
+                }
+            }
             cutting.reach(Reached { events: self.events, instruction, time });
         }
         self.phase = Phase::Over;
+        Ok(())
     }
 
     fn is_cut(&self) -> bool {
@@ -362,7 +433,10 @@ impl Recorder {
             return Ok(self.is_cut());
         }
         let mut at = self.at(exit.vcpu, partition);
-        at.instruction = at.instruction.saturating_sub(1);
+        if self.sees_all {
+            // Others count it when it is over, which the engine has not been told yet.
+            at.instruction = at.instruction.saturating_sub(1);
+        }
         if self.phase == Phase::Open {
             at.rip = processor.save(exit.vcpu)?.registers.rip;
             at.chain = self.chain(exit.vcpu, processor)?.unwrap_or(0);
@@ -378,7 +452,7 @@ impl Recorder {
                     Kind::Meta { dimm: dimm as u8, area: Area::State, offset, data }
                 }
             };
-            self.observe(at, kind)?;
+            self.observe(at, kind, Some(partition))?;
         }
         for name in &marks {
             self.set_mark(at, name, partition, nvdimms)?;
@@ -394,11 +468,10 @@ impl Recorder {
         let (opens, closes) =
             shutters.map_or((false, false), |s| (comes(&mut s.opens), comes(&mut s.closes)));
         if self.phase == Phase::Before && opens {
-            self.open(at, nvdimms)?;
-            self.watch(partition);
+            self.open(at, partition, nvdimms)?;
         }
         let was_open = self.phase == Phase::Open;
-        self.observe(at, event.kind)?;
+        self.observe(at, event.kind, Some(partition))?;
         if was_open && closes && !opens {
             self.phase = Phase::Over;
             self.watch(partition);
@@ -418,7 +491,7 @@ impl Recorder {
                 let mut data = vec![0; (to - from).min(Kind::MAX_DATA as u64) as usize];
                 self.memory.read_slice(&mut data, GuestAddress(from))?;
                 let store = Kind::Store { address: from, data: &data, kind: medium::StoreKind::Device };
-                self.observe(at, store)?;
+                self.observe(at, store, Some(partition))?;
                 from += data.len() as u64;
             }
         }
@@ -432,7 +505,8 @@ impl Recorder {
     /// A file cannot be written.
     pub fn reset(&mut self, now: (u64, u64)) -> Result<()> {
         self.tape.reset();
-        self.observe(At::moment(0, now), Kind::Reset)
+        let now = (if self.sees_all { now.0 } else { self.number }, now.1);
+        self.observe(At::moment(0, now), Kind::Reset, None)
     }
 
     /// The run is over. If the power was cut, the DIMMs get what is left of their content, and are off.
@@ -457,6 +531,7 @@ impl Recorder {
         });
         report.never_came = self.cutting.as_ref().and_then(Cutting::missed);
         let reached = self.cutting.as_ref().and_then(Cutting::reached);
+        let end = (if self.sees_all { end.0 } else { self.number }, end.1);
         let (instruction, time) = reached.map_or(end, |reached| (reached.instruction, reached.time));
         let end = End { instruction, time, outcome: outcome.to_owned(), events: 0 };
         self.tape.finish(&end, &mut report)?;

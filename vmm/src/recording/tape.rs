@@ -25,6 +25,11 @@ impl Tape {
         Self { to, writer: None, sight }
     }
 
+    /// A trace is wanted, and has not ended.
+    pub fn is_wanted(&self) -> bool {
+        self.to.is_some() || self.writer.is_some()
+    }
+
     /// Call chains are wanted.
     pub fn has_sight(&self) -> bool {
         self.sight.is_some()
