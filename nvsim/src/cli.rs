@@ -270,6 +270,9 @@ pub struct RestoreArgs {
     /// Which engine runs the guest from here on.
     #[arg(long, value_enum, default_value_t = EngineName::Auto)]
     pub engine: EngineName,
+    /// Keep the machine again, as it is when the command has ended, in this file. Never replaces one.
+    #[arg(long, value_name = "FILE")]
+    pub save: Option<PathBuf>,
     /// Where --exec and --script keep what the guest has written to its console, from power-up on. [default: nowhere]
     #[arg(long, value_name = "FILE")]
     pub console: Option<PathBuf>,

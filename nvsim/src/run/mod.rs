@@ -67,12 +67,10 @@ pub fn run(args: RunArgs, errand: Errand) -> Result<ExitCode> {
     let request_job = job.unwrap_or_else(|| shell(terminal.as_ref()));
     let Errand { from, keep } = errand;
     let goes_on = from.as_ref().map(|snapshot| snapshot.info().note);
+    let stay = keep.as_ref().is_some_and(|keep| keep.at.is_none());
     let plan = match from {
-        Some(snapshot) => Plan::from(snapshot, args.engine, request_job)?,
-        None => {
-            let stay = keep.as_ref().is_some_and(|keep| keep.at.is_none());
-            Plan::new(&args, request_job, interactive, stay)?
-        }
+        Some(snapshot) => Plan::from(snapshot, args.engine, request_job, stay)?,
+        None => Plan::new(&args, request_job, interactive, stay)?,
     };
 
     let console = match (&args.console, interactive) {

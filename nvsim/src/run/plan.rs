@@ -76,13 +76,13 @@ impl Plan {
         Ok(Self { start: Start::Boot(Box::new(spec), Box::new(image)), dimms, engine, request, origin })
     }
 
-    /// Of a run that goes on from a snapshot, which has all that it needs but an engine and something to do.
-    pub fn from(snapshot: Snapshot, engine_name: EngineName, job: Job) -> Result<Self> {
+    /// Of a run that goes on from a snapshot, which has all that it needs but an engine and something to do; `stay` as above.
+    pub fn from(snapshot: Snapshot, engine_name: EngineName, job: Job, stay: bool) -> Result<Self> {
         Ok(Self {
             start: Start::From(Box::new(snapshot)),
             dimms: OpenDimms::open(&[], &Entropy::from_seed(0))?,
             engine: engine(engine_name)?,
-            request: Request { pmem: Vec::new(), job, stay: false },
+            request: Request { pmem: Vec::new(), job, stay },
             origin: Origin::default(),
         })
     }

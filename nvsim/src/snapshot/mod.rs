@@ -36,18 +36,30 @@ fn save(file: PathBuf, at: Option<u64>, run: RunArgs) -> Result<ExitCode> {
             "a machine with disks cannot be kept, because they could change behind its back: leave --disk out"
         );
     }
+    must_not_exist(&file)?;
+    crate::run::run(run, Errand { from: None, keep: Some(Keep { file, at }) })
+}
+
+/// What is kept replaces nothing.
+fn must_not_exist(file: &Path) -> Result<()> {
     if file.symlink_metadata().is_ok() {
         bail!(
             "{} exists already; it is left as it is. Choose another name, or remove it first",
             file.display()
-        );
+        )
     }
-    crate::run::run(run, Errand { from: None, keep: Some(Keep { file, at }) })
+    Ok(())
 }
 
 fn restore(args: RestoreArgs) -> Result<ExitCode> {
     let snapshot = Snapshot::open(&args.file)?;
     let given = args.exec.is_some() || args.script.is_some();
+    if let Some(file) = &args.save {
+        must_not_exist(file)?;
+        if !given {
+            bail!("a snapshot is kept when a command has ended: give --exec or --script beside --save");
+        }
+    }
     match snapshot.info().note.as_str() {
         WAITING => {}
         RUNNING if given => {
@@ -64,7 +76,8 @@ fn restore(args: RestoreArgs) -> Result<ExitCode> {
         }
         _ => bail!("{} is a boot snapshot of nvsim run, which uses it by itself", args.file.display()),
     }
-    crate::run::run(args.run(), Errand { from: Some(snapshot), keep: None })
+    let keep = args.save.clone().map(|file| Keep { file, at: None });
+    crate::run::run(args.run(), Errand { from: Some(snapshot), keep })
 }
 
 /// A line of the listing.

@@ -1,0 +1,92 @@
+//! Two engines that ran the same workload between two marks saw the same: every store, flush, fence and flush hint that
+//! concerns what the workload wrote, in order and with its data.
+//!
+//! NVSIM_TRACES names the traces, separated by a colon; ci/nested-kvm records them and runs this. The workload fills its files
+//! with the letter Z, so that the pages they have are known; of other pages of file systems, which have times in them, nothing
+//! is compared. What is on a DIMM without a file system is compared whole.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::path::Path;
+
+use nvdimm_model::medium::StoreKind;
+use trace::{Kind, Reader};
+
+const PAGE: u64 = 4096;
+/// What the workload writes into files.
+const MARKED: u8 = b'Z';
+
+/// The DIMM and the page in it.
+type Place = (usize, u64);
+
+/// What a trace says of the places that count: those that hold what the workload marked, and all of a `raw` DIMM.
+fn story(path: &Path) -> (String, Vec<String>) {
+    let places = |mut reader: Reader<File>| {
+        let header = reader.header().clone();
+        while reader.next_block().unwrap().is_some() {}
+        let mut pages: BTreeSet<Place> = BTreeSet::new();
+        while let Some(event) = reader.next_event().unwrap() {
+            if let Kind::Store { address, data, .. } = event.kind
+                && data.iter().all(|&byte| byte == MARKED)
+                && let Some((dimm, offset)) = header.place(address)
+            {
+                pages.insert((dimm, offset / PAGE));
+            }
+        }
+        pages
+    };
+    let open = || Reader::new(File::open(path).unwrap()).unwrap();
+    let pages = places(open());
+    let mut reader = open();
+    let header = reader.header().clone();
+    while reader.next_block().unwrap().is_some() {}
+    let counts = |address| {
+        let (dimm, offset) = header.place(address)?;
+        let is_raw = header.dimms[dimm].name.contains("raw");
+        (is_raw || pages.contains(&(dimm, offset / PAGE))).then_some(format!("{dimm}+{offset:#x}"))
+    };
+    let mut lines = Vec::new();
+    let mut unfenced = [false; 8];
+    while let Some(event) = reader.next_event().unwrap() {
+        let unfenced = &mut unfenced[usize::from(event.vcpu)];
+        match event.kind {
+            Kind::Store { address, data, kind } => {
+                if let Some(place) = counts(address) {
+                    *unfenced |= kind == StoreKind::NonTemporal;
+                    lines.push(format!("{kind:?} store at {place}: {data:02x?}"));
+                }
+            }
+            Kind::Flush { address, kind } => {
+                if let Some(place) = counts(address) {
+                    *unfenced = true;
+                    lines.push(format!("{kind:?} of {place}"));
+                }
+            }
+            Kind::Fence(kind) if std::mem::take(unfenced) => lines.push(format!("{kind:?}")),
+            Kind::Hint { dimm } if header.dimms[usize::from(dimm)].name.contains("raw") => {
+                lines.push(format!("hint of {dimm}"));
+            }
+            Kind::Mark(name) => lines.push(format!("mark {name}")),
+            _ => {}
+        }
+    }
+    (header.engine, lines)
+}
+
+#[test]
+fn engines_see_the_same() {
+    let Some(traces) = std::env::var_os("NVSIM_TRACES") else {
+        return eprintln!("skipped: NVSIM_TRACES names no traces; ci/nested-kvm record makes them");
+    };
+    let stories: Vec<_> = std::env::split_paths(&traces).map(|path| story(&path)).collect();
+    let [(one, first), (other, second)] = &stories[..] else { panic!("two traces are wanted: {traces:?}") };
+    let begins = |word: &str| first.iter().filter(|line| line.starts_with(word)).count();
+    for word in ["Cached store", "NonTemporal store", "Clwb", "Sfence", "hint", "mark"] {
+        assert!(begins(word) > 0, "{one} saw no {word}");
+    }
+    for (n, (mine, its)) in first.iter().zip(second).enumerate() {
+        assert_eq!(mine, its, "event {n}: {one} and {other} differ");
+    }
+    assert_eq!(first.len(), second.len(), "{one} and {other}: one saw more");
+    println!("{one} and {other} saw the same {} events", first.len());
+}
