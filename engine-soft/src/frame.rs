@@ -9,6 +9,8 @@
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 
+use crate::fx::FxArea;
+
 /// Entries of a table, one for each value of address bits 12 to 27.
 pub(crate) const SLOTS: usize = 1 << 16;
 
@@ -40,6 +42,19 @@ pub(crate) struct Jumps {
     pub(crate) code: [u64; SLOTS],
 }
 
+/// Values of [`Frame::stack`].
+#[derive(Debug)]
+pub(crate) struct Stack;
+
+impl Stack {
+    /// In the host's registers.
+    pub(crate) const HERE: u64 = 0;
+    /// In the vCPU.
+    pub(crate) const AT_HOME: u64 = 1;
+    /// In [`Frame::image`].
+    pub(crate) const SAVED: u64 = 2;
+}
+
 /// See above. The stack pointer of translated code is [`Frame::BASE`] bytes from its begin.
 #[repr(C, align(4096))]
 pub(crate) struct Frame {
@@ -65,6 +80,12 @@ pub(crate) struct Frame {
     pub(crate) no_vectors: u64,
     /// Not zero: those that compute with floating-point numbers are the interpreter's; they may fault.
     pub(crate) no_floats: u64,
+    /// Not zero: x87 instructions are the interpreter's; they may fault.
+    pub(crate) no_x87: u64,
+    /// Where the guest's x87 registers are: one of [`Stack`]'s values.
+    pub(crate) stack: u64,
+    /// The x87 registers as translated code has left them.
+    pub(crate) image: FxArea,
     /// Supervisor, user.
     pub(crate) halves: [Half; 2],
     /// Supervisor, user.
@@ -110,6 +131,7 @@ impl FrameBox {
         let frame = unsafe { start.byte_add(GUARD + STACK) }.cast::<Frame>();
         let mut frame = Self(NonNull::new(frame).unwrap_or_else(|| unreachable!("it is mapped")));
         frame.host_mxcsr = crate::fx::mxcsr::INITIAL.into();
+        frame.stack = Stack::AT_HOME;
         frame
     }
 

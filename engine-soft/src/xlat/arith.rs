@@ -133,38 +133,44 @@ impl Body<'_> {
         self.asm.restore_flags();
     }
 
-    /// DIV, where the dividend's upper half is 0 and the divisor is not: it keeps flags.
+    /// DIV and IDIV, which keep flags. What would fault, and IDIV of more than a sign-extended accumulator or by -1, is the
+    /// interpreter's.
     pub(crate) fn divide(&mut self, i: &Instruction) -> Option<()> {
+        let signed = i.mnemonic() == M::Idiv;
         let (from, width) = match i.op0_kind() {
             OpKind::Register => (place(i.op0_register())?.rm(), i.op0_register().size() as u8),
-            _ => {
-                let width = i.memory_size().size() as u8;
-                if width < 4 {
-                    return None;
-                }
-                let from = self.memory(i, Way::Read)?;
-                self.asm.modrm(op(0x8B), width, RAX.0, from);
-                (Rm::Reg(RAX), width)
-            }
+            _ => (self.memory(i, Way::Read)?, i.memory_size().size() as u8),
         };
         if width < 4 {
             return None;
         }
-        self.asm.modrm(op(0x8B), width, RCX.0, GUEST_RDX);
-        let small = self.asm.jump(0xE3);
-        self.slow();
-        self.asm.land(small);
         self.asm.modrm(op(0x8B), width, RCX.0, from);
-        let zero = self.asm.jump(0xE3);
-        // jmp over the slow way
-        self.asm.raw(&[0xEB, 5]);
-        self.asm.land(zero);
-        self.slow();
         self.asm.save_flags();
+        let possible = if signed {
+            // The upper half is the lower one's sign, and the divisor neither 0 nor -1.
+            self.asm.modrm(op(0x8B), width, RDX.0, GUEST_RAX);
+            self.asm.modrm(op(0xC1), width, 7, RDX);
+            self.asm.immediate(1, i32::from(width) * 8 - 1);
+            self.asm.modrm(op(0x3B), width, RDX.0, GUEST_RDX);
+            let large = self.asm.jump(0x85);
+            self.asm.modrm(op(0x8D), width, RDX.0, Rm::Base(RCX, 1));
+            self.asm.modrm(op(0x83), width, 7, RDX);
+            self.asm.immediate(1, 1);
+            let possible = self.asm.jump(0x87);
+            self.asm.land(large);
+            possible
+        } else {
+            // The quotient has room, and the divisor is not 0.
+            self.asm.modrm(op(0x3B), width, GUEST_RDX.0, RCX);
+            self.asm.jump(0x82)
+        };
+        self.asm.restore_flags();
+        self.slow();
+        self.asm.land(possible);
         self.asm.store(SCRATCH, RAX);
         self.asm.modrm(op(0x8B), width, RAX.0, GUEST_RAX);
-        self.asm.modrm(op(0x33), 4, RDX.0, RDX);
-        self.asm.modrm(op(0xF7), width, 6, RCX);
+        self.asm.modrm(op(0x8B), width, RDX.0, GUEST_RDX);
+        self.asm.modrm(op(0xF7), width, if signed { 7 } else { 6 }, RCX);
         self.asm.load(GUEST_RAX, RAX);
         self.asm.load(GUEST_RDX, RDX);
         self.asm.load(RAX, SCRATCH);

@@ -73,6 +73,8 @@ pub(crate) struct Body<'a> {
     slow: Vec<Slow>,
     /// The instruction being translated.
     current: usize,
+    /// An instruction before this one has found that vectors may be moved.
+    pub(crate) vectors_usable: bool,
 }
 
 /// How to translate.
@@ -101,6 +103,7 @@ pub(crate) fn translate(source: &Source<'_>, origin: u64, number: usize, setting
         code: source.bytes,
         slow: Vec::new(),
         current: 0,
+        vectors_usable: false,
     };
     body.pay();
     let leaves = body.instructions(source.sync);
@@ -149,6 +152,7 @@ impl Body<'_> {
             let ends = i.flow_control() != FlowControl::Next || repeats(i);
             let leaves = k == last && (sync || ends || i.is_invalid());
             let (code, slow, exits) = (self.asm.here(), self.slow.len(), self.exits.len());
+            let vectors_usable = self.vectors_usable;
             let done = if leaves && sync {
                 None
             } else if leaves {
@@ -160,6 +164,7 @@ impl Body<'_> {
                 self.asm.cut(code);
                 self.slow.truncate(slow);
                 self.exits.truncate(exits);
+                self.vectors_usable = vectors_usable;
                 self.interpret(k);
             }
             let resume = self.asm.here();

@@ -72,7 +72,7 @@ impl Body<'_> {
             M::Shl | M::Sal | M::Shr | M::Sar | M::Rol | M::Ror => self.shift(k, i),
             M::Shld | M::Shrd => self.double_shift(k, i),
             M::Imul | M::Mul => self.multiply(k, i),
-            M::Div => self.divide(i),
+            M::Div | M::Idiv => self.divide(i),
             M::Bt | M::Bts | M::Btr | M::Btc => self.bit(i),
             M::Bsf | M::Tzcnt => self.scan(i, 0xBC),
             M::Bsr | M::Lzcnt => self.scan(i, 0xBD),
@@ -81,7 +81,7 @@ impl Body<'_> {
             M::Xadd => self.xadd(i),
             M::Nop | M::Endbr64 | M::Endbr32 => Some(()),
             M::Sfence | M::Lfence | M::Mfence if !self.watching => Some(()),
-            _ => self.conditional(i).or_else(|| self.vector(k, i)),
+            _ => self.conditional(i).or_else(|| self.vector(k, i)).or_else(|| self.x87(k, i)),
         }
     }
 

@@ -22,6 +22,7 @@ mod run;
 mod stress;
 mod thunk;
 mod vector;
+mod x87;
 
 use crate::block::BlockRef;
 use arena::Arena;

@@ -142,6 +142,7 @@ impl Cpu {
         let enter: Enter =
             unsafe { std::mem::transmute(std::ptr::with_exposed_provenance::<()>(enter as usize)) };
         let Departure { reason, detail } = enter(base, entry);
+        self.take_stack();
         self.progress.current = None;
         self.progress.remaining = self.progress.withheld + self.tlb.frame.remaining;
         let site = Site(detail as u32);
@@ -180,6 +181,7 @@ impl Cpu {
         let masked = self.fx.mxcsr & mxcsr::MASKS == mxcsr::MASKS;
         self.tlb.frame.no_vectors = u64::from(!usable);
         self.tlb.frame.no_floats = u64::from(!(usable && masked));
+        self.tell_x87();
     }
 
     /// One instruction of a translation.
@@ -195,6 +197,7 @@ impl Cpu {
         let next = start.wrapping_add(insn.len.into());
         self.gpr[RIP_SLOT] = next;
         self.flags.set_status(from_ax(self.tlb.frame.flags));
+        self.take_stack();
         self.progress.remaining = self.progress.withheld + self.tlb.frame.remaining;
         self.progress.current = Some(block);
         self.progress.entry = rip;

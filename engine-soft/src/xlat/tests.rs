@@ -21,13 +21,14 @@ fn cpu(program: &[u8], haste: Option<Haste>) -> Cpu {
     cpu
 }
 
-/// Registers, flags, instructions, memory and events.
-type All = (Vec<u64>, u64, u64, Vec<u8>, Vec<Event>);
+/// Registers, flags, instructions, memory, x87 and SSE, events.
+type All = (Vec<u64>, u64, u64, Vec<u8>, Vec<u8>, Vec<Event>);
 
 fn all(cpu: &mut Cpu) -> All {
     let mut memory = vec![0; 0x2000];
     cpu.peek_at(DATA, &mut memory);
-    (cpu.gpr[..18].to_vec(), cpu.flags.get(), cpu.shared.retired, memory, std::mem::take(&mut cpu.shared.log))
+    let log = std::mem::take(&mut cpu.shared.log);
+    (cpu.gpr[..18].to_vec(), cpu.flags.get(), cpu.shared.retired, memory, cpu.fx.bytes().to_vec(), log)
 }
 
 /// Runs a program in turns of uneven length, interpreted and translated, and compares after each.
@@ -156,4 +157,91 @@ fn accesses_across_pages_are_the_same() {
     });
     the_same(&code, 40, None);
     assert_eq!(STACK & 7, 0);
+}
+
+/// Divisions by everything: what fits, what does not, and 0 and -1, whose faults end in a shutdown here.
+#[test]
+fn divisions_are_the_same() {
+    let code = assembled(|a| {
+        let mut top = a.create_label();
+        a.mov(r12, 0x1234_5678_9ABC_DEF1_u64)?;
+        a.set_label(&mut top)?;
+        a.imul_2(r12, r12)?;
+        a.add(r12, 0x77)?;
+        a.mov(rax, r12)?;
+        a.cqo()?;
+        a.mov(rcx, r12)?;
+        a.sar(rcx, 37)?;
+        a.or(rcx, 5)?;
+        a.cmp(rax, 3)?;
+        a.idiv(rcx)?;
+        a.adc(r13, rax)?;
+        a.mov(qword_ptr(rbx), rdx)?;
+        a.mov(dword_ptr(rbx + 8), 77)?;
+        a.xor(edx, edx)?;
+        a.mov(eax, r12d)?;
+        a.cdq()?;
+        a.stc()?;
+        a.idiv(dword_ptr(rbx + 8))?;
+        a.adc(r13, rdx)?;
+        a.mov(edx, 3)?;
+        a.mov(r15, r12)?;
+        a.or(r15, 4)?;
+        a.div(r15)?;
+        a.xor(r13, rax)?;
+        a.mov(rcx, u64::MAX)?;
+        a.mov(rax, r12)?;
+        a.shr(rax, 1)?;
+        a.cqo()?;
+        a.idiv(rcx)?;
+        a.sub(r13, rax)?;
+        a.jmp(top)
+    });
+    the_same(&code, 60, None);
+    the_same(&assembled(|a| a.div(rcx)), 3, None);
+    the_same(&assembled(|a| a.idiv(rcx)), 3, None);
+}
+
+/// The register stack across everything that takes it away: other instructions of the interpreter, MMX, SSE, unmasked
+/// exceptions, the end of a turn.
+#[test]
+fn the_register_stack_is_the_same() {
+    let code = assembled(|a| {
+        let (mut top, mut on) = (a.create_label(), a.create_label());
+        a.mov(dword_ptr(rbx + 16), 0x037F)?;
+        a.set_label(&mut top)?;
+        a.inc(rax)?;
+        a.mov(qword_ptr(rbx), rax)?;
+        a.fild(qword_ptr(rbx))?;
+        a.fld1()?;
+        a.fadd_2(st0, st1)?;
+        a.fsqrt()?;
+        a.fst(qword_ptr(rbx + 24))?;
+        a.fstp(tbyte_ptr(rbx + 0xFFA))?;
+        a.fldpi()?;
+        a.fcomi(st0, st1)?;
+        a.cmovb(r8, rax)?;
+        a.fcmovb(st0, st1)?;
+        a.fdivp(st1, st0)?;
+        a.fnstsw(ax)?;
+        a.mov(r9, rax)?;
+        a.cvtsi2sd(xmm1, rax)?;
+        a.movsd_2(qword_ptr(rbx + 64), xmm1)?;
+        a.fmul(qword_ptr(rbx + 64))?;
+        a.fistp(dword_ptr(rbx + 72))?;
+        a.mov(eax, dword_ptr(rbx))?;
+        a.test(al, 15)?;
+        a.jne(on)?;
+        a.fldz()?;
+        a.fdivr_2(st0, st0)?;
+        a.fstp(st0)?;
+        a.fnstcw(word_ptr(rbx + 80))?;
+        a.movd(mm3, eax)?;
+        a.paddd(mm3, mm3)?;
+        a.emms()?;
+        a.fldcw(word_ptr(rbx + 16))?;
+        a.set_label(&mut on)?;
+        a.jmp(top)
+    });
+    the_same(&code, 100, None);
 }

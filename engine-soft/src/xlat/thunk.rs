@@ -74,6 +74,8 @@ pub(crate) struct Thunks {
     pub(crate) budget: u64,
     /// To be jumped to with an instruction pointer in RAX.
     pub(crate) jump: u64,
+    /// To be called: the x87 registers become the guest's. RCX is lost.
+    pub(crate) stack: u64,
 }
 
 /// Registers that a function has to keep, in the order they are pushed.
@@ -97,6 +99,7 @@ fn mxcsr(at: Reg) -> Rm {
 fn save(asm: &mut Asm) {
     asm.save_flags();
     asm.store(FLAGS, RAX);
+    super::x87::write_put_back(asm);
     asm.load(RAX, CPU);
     // stmxcsr, ldmxcsr
     asm.modrm(op2(0xAE), 4, 3, mxcsr(RAX));
@@ -202,6 +205,9 @@ pub(crate) fn write(origin: u64, execute: Execute) -> (Vec<u8>, Thunks) {
     asm.store(home(RAX, usize::from(RIP)), RDX);
     asm.constant(RAX, reason::JUMP);
     asm.jump_to(left);
+
+    thunks.stack = origin + asm.bytes().len() as u64;
+    super::x87::write_fetch(&mut asm);
     (asm.bytes().to_vec(), thunks)
 }
 

@@ -78,6 +78,19 @@ fn is_unaligned(i: &Instruction) -> bool {
     )
 }
 
+/// Moves 16 bytes that have to be aligned.
+fn is_aligned_move(i: &Instruction) -> bool {
+    matches!(
+        i.code(),
+        Code::Movdqa_xmm_xmmm128
+            | Code::Movdqa_xmmm128_xmm
+            | Code::Movaps_xmm_xmmm128
+            | Code::Movaps_xmmm128_xmm
+            | Code::Movapd_xmm_xmmm128
+            | Code::Movapd_xmmm128_xmm
+    )
+}
+
 /// An XMM register in the vCPU that RCX points to.
 fn home(register: Register) -> Rm {
     let offset = offset_of!(Cpu, fx) + offset_of!(FxArea, xmm) + 16 * register.number();
@@ -89,16 +102,7 @@ impl Body<'_> {
         let concern = concern(i)?;
         let code = encoding(self.encoding(k))?;
         let imm = (0..i.op_count()).find(|&n| i.op_kind(n) == OpKind::Immediate8).map(|_| i.immediate8());
-        self.asm.load(
-            RCX,
-            word(match concern {
-                Concern::Bits => offset_of!(Frame, no_vectors),
-                Concern::Floats => offset_of!(Frame, no_floats),
-            }),
-        );
-        let usable = self.asm.jump(0xE3);
-        self.slow();
-        self.asm.land(usable);
+        self.usable(concern);
         let xmm = |n: u32| {
             (i.op_kind(n) == OpKind::Register && i.op_register(n).is_xmm()).then(|| i.op_register(n))
         };
@@ -107,6 +111,11 @@ impl Body<'_> {
         match (xmm(0), xmm(1)) {
             (Some(to), Some(from)) => {
                 self.asm.load(RCX, CPU);
+                if is_unaligned(i) || is_aligned_move(i) {
+                    self.fetch(XMM0, from);
+                    self.put_back(to);
+                    return Some(());
+                }
                 self.fetch(XMM0, to);
                 self.fetch(XMM1.0, from);
                 if stores(code) {
@@ -119,7 +128,9 @@ impl Body<'_> {
             (Some(to), None) if memory(1) => {
                 let from = self.aligned_memory(i, Way::Read)?;
                 self.asm.load(RCX, CPU);
-                self.fetch(XMM0, to);
+                if !(is_unaligned(i) || is_aligned_move(i)) {
+                    self.fetch(XMM0, to);
+                }
                 self.apply(code, XMM0, from, imm);
                 self.put_back(to);
             }
@@ -164,6 +175,21 @@ impl Body<'_> {
             _ => return None,
         }
         Some(())
+    }
+
+    /// Leaves the instruction to the interpreter if it would fault or trap. Once one of a block may move vectors, all that
+    /// follow may: what takes that away ends a block.
+    fn usable(&mut self, concern: Concern) {
+        let refused = match concern {
+            Concern::Bits if self.vectors_usable => return,
+            Concern::Bits => offset_of!(Frame, no_vectors),
+            Concern::Floats => offset_of!(Frame, no_floats),
+        };
+        self.asm.load(RCX, word(refused));
+        let usable = self.asm.jump(0xE3);
+        self.slow();
+        self.asm.land(usable);
+        self.vectors_usable = true;
     }
 
     fn apply(&mut self, code: Encoding, reg: u8, rm: Rm, imm: Option<u8>) {

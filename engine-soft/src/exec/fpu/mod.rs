@@ -14,7 +14,7 @@ mod nontemporal;
 pub(crate) mod sse;
 #[cfg(test)]
 mod tests;
-mod x87;
+pub(crate) mod x87;
 
 use iced_x86::{Code, Instruction};
 

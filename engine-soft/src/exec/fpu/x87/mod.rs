@@ -19,6 +19,21 @@ pub fn lookup(i: &Instruction) -> Option<Exec> {
     computing(i.code()).or_else(|| control::lookup(i.code())).or_else(|| environment::lookup(i.code()))
 }
 
+/// Whether an instruction computes on the register stack, and is noted as the last one that did.
+pub fn computes(code: Code) -> bool {
+    computing(code).is_some()
+}
+
+/// Whether the memory operand of an instruction that [computes](computes()) is stored to.
+pub fn stores(code: Code) -> bool {
+    use Code::*;
+    matches!(
+        code,
+        Fst_m32fp | Fstp_m32fp | Fisttp_m32int | Fist_m32int | Fistp_m32int | Fstp_m80fp | Fisttp_m64int
+    ) || matches!(code, Fst_m64fp | Fstp_m64fp | Fisttp_m16int | Fist_m16int | Fistp_m16int | Fbstp_m80bcd)
+        || code == Fistp_m64int
+}
+
 /// The 11 bits that FOP keeps are of `opcode`: first byte and ModRM, the latter's register number 0 or no matter.
 #[rustfmt::skip]
 fn computing(code: Code) -> Option<Exec> {
