@@ -7,7 +7,9 @@ use std::arch::asm;
 use std::hint::black_box;
 
 /// A name and its work.
-const WORK: [(&str, fn() -> u64); 11] = [
+type Work = (&'static str, fn() -> u64);
+
+const WORK: [Work; 11] = [
     ("hash", hash),
     ("table", table),
     ("sort", sort),
@@ -142,7 +144,7 @@ fn saxpy() -> u64 {
             *y = *x * 0.25 + *y * 0.75;
         }
     }
-    y.iter().fold(0, |hash, y| hash * 31 ^ u64::from(y.to_bits()))
+    y.iter().fold(0, |hash, y| (hash * 31) ^ u64::from(y.to_bits()))
 }
 
 /// The logistic map in 80 bits, and sums of an array of doubles.
