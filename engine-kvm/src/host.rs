@@ -3,7 +3,7 @@
 use std::sync::OnceLock;
 
 use engine::{Built, Engine, Error, GuestMemory, PartitionSpec, Result};
-use kvm_bindings::{KVM_CAP_SET_GUEST_DEBUG2, KVM_GUESTDBG_BLOCKIRQ};
+use kvm_bindings::{KVM_CAP_SET_GUEST_DEBUG2, KVM_GUESTDBG_BLOCKIRQ, KVM_MAX_CPUID_ENTRIES};
 use kvm_ioctls::{Cap, VmFd};
 
 use crate::{NAME, partition, refused};
@@ -55,6 +55,18 @@ impl Kvm {
             return Err(unfit(format!("its KVM lacks {}; use a newer host kernel", missing.join(", "))));
         }
         Ok(Self { kvm, host_khz: OnceLock::new() })
+    }
+
+    /// What a guest of x86-64-v3 needs that this host's CPU, or its KVM, does not have.
+    ///
+    /// # Errors
+    /// KVM does not tell.
+    pub fn lacks_of_v3(&self) -> Result<Vec<&'static str>> {
+        let supported = self
+            .kvm
+            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+            .map_err(refused("KVM_GET_SUPPORTED_CPUID"))?;
+        Ok(partition::table(&supported).lacks())
     }
 
     /// A virtual machine without anything in it. EINTR only says that a signal came while KVM set up its threads.

@@ -4,7 +4,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use engine::cpuid::CpuidTable;
+use engine::cpuid::{CpuModel, CpuidEntry, CpuidTable};
 use engine::event::{Event, MemoryEvents};
 use engine::{Built, Error, GuestMemory, Msi, Partition, PartitionSpec, Result, Seat, VcpuId};
 use kvm_bindings::{
@@ -45,6 +45,14 @@ pub(crate) struct KvmPartition {
 pub(crate) fn build(kvm: &Kvm, spec: &PartitionSpec, memory: &GuestMemory) -> Result<Built> {
     if !(1..=8).contains(&spec.vcpus) {
         return Err(unsupported(format!("{} vCPUs (1 to 8 are possible)", spec.vcpus)));
+    }
+    let lacks = if spec.cpuid.model() == CpuModel::V3 { kvm.lacks_of_v3()? } else { Vec::new() };
+    if !lacks.is_empty() {
+        let reason = format!(
+            "a CPU of x86-64-v3 needs {}, which KVM does not lend here; take --cpu v2",
+            lacks.join(", ")
+        );
+        return Err(crate::host::unfit(reason));
     }
     let vm = kvm.create_vm()?;
     keep_clear(memory)?;
@@ -127,6 +135,16 @@ fn create_vcpu(vm: &VmFd, id: VcpuId, spec: &PartitionSpec) -> Result<VcpuFd> {
         )));
     }
     Ok(vcpu)
+}
+
+/// What KVM supports, as a table.
+pub(crate) fn table(supported: &CpuId) -> CpuidTable {
+    let entry = |e: &kvm_cpuid_entry2| CpuidEntry {
+        leaf: e.function,
+        subleaf: (e.flags & KVM_CPUID_FLAG_SIGNIFCANT_INDEX != 0).then_some(e.index),
+        registers: [e.eax, e.ebx, e.ecx, e.edx],
+    };
+    CpuidTable { entries: supported.as_slice().iter().map(entry).collect() }
 }
 
 fn cpuid(table: &CpuidTable) -> Result<CpuId> {
@@ -231,6 +249,8 @@ mod tests {
 
     #[test]
     fn the_table_reaches_the_kernel_entry_by_entry() {
+        let whole = CpuidTable::x86_64_v3(4, 1_000_000).for_vcpu(2);
+        assert_eq!(table(&cpuid(&whole).expect("it fits")), whole);
         let table = CpuidTable::x86_64_v2(4, 1_000_000).for_vcpu(2);
         let entries = cpuid(&table).expect("it fits");
         assert_eq!(entries.as_slice().len(), table.entries.len());

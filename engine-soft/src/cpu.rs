@@ -1,6 +1,6 @@
 //! One vCPU: the registers that instructions work on.
 
-use engine::cpuid::CpuidTable;
+use engine::cpuid::{CpuModel, CpuidTable};
 use engine::msr::Msrs;
 use engine::state::{Activity, CpuState, DebugRegisters, DescriptorTable, Segment, SystemRegisters};
 use engine::{ExitKind, VcpuId};
@@ -40,6 +40,7 @@ pub mod control {
     pub const CR4_OSFXSR: u64 = 1 << 9;
     pub const CR4_OSXMMEXCPT: u64 = 1 << 10;
     pub const CR4_FSGSBASE: u64 = 1 << 16;
+    pub const CR4_OSXSAVE: u64 = 1 << 18;
     pub const EFER_SCE: u64 = 1 << 0;
     pub const EFER_LME: u64 = 1 << 8;
     pub const EFER_LMA: u64 = 1 << 10;
@@ -77,6 +78,10 @@ pub struct Cpu {
     pub efer: u64,
     /// x87, MMX and SSE registers.
     pub fx: FxArea,
+    /// Bits 128 to 255 of YMM0 to YMM15.
+    pub upper: [u128; 16],
+    /// XCR0: see [`engine::cpuid::xsave`].
+    pub xcr0: u64,
     /// Current privilege level.
     pub cpl: u8,
     /// In 64-bit mode (EFER.LMA and CS.L).
@@ -89,8 +94,10 @@ pub struct Cpu {
     pub debug: DebugRegisters,
     /// Local APIC.
     pub lapic: Lapic,
-    /// What CPUID answers.
+    /// What CPUID answers; see [`Cpu::show`].
     pub cpuid: CpuidTable,
+    /// Which instructions there are.
+    pub(crate) model: CpuModel,
     /// The time-stamp counter when the partition was powered on: what writes to it have added.
     pub tsc_offset: u64,
     /// An exception or interrupt whose delivery another engine has begun; delivered before anything else.
@@ -145,6 +152,8 @@ impl Cpu {
             cr4: 0,
             efer: 0,
             fx: FxArea::new(&state.fpu.bytes()),
+            upper: state.fpu.upper,
+            xcr0: system.xcr0,
             cpl: 0,
             long: false,
             real: true,
@@ -152,6 +161,7 @@ impl Cpu {
             debug: state.debug,
             lapic: Lapic::new(id),
             cpuid: CpuidTable { entries: Vec::new() },
+            model: CpuModel::default(),
             tsc_offset: 0,
             injected: None,
             activity: state.activity,
@@ -171,6 +181,12 @@ impl Cpu {
         cpu.gpr[usize::from(RIP)] = state.registers.rip;
         cpu.mode_changed();
         cpu
+    }
+
+    /// Makes it the CPU that a table tells of. Nothing may have been decoded yet.
+    pub fn show(&mut self, cpuid: CpuidTable) {
+        self.model = cpuid.model();
+        self.cpuid = cpuid;
     }
 
     /// To be called after any change of CR0, CR4.PAE, EFER, CS, SS, a segment, CPL, RFLAGS.VM, RFLAGS.AC or DR7: brings

@@ -1,11 +1,13 @@
 //! From instruction bytes to [`Insn`].
 
+use engine::cpuid::CpuModel;
 use iced_x86::{
     Code, Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, MemorySize, OpKind, Register,
 };
 
 use crate::cpu::Cpu;
 use crate::exec;
+use crate::exec::fpu::avx::Avx;
 use crate::insn::{Exec, FLAT, FLAT_STACK, Insn, RIP, ZERO, prefix};
 use crate::trap::Step;
 
@@ -23,7 +25,7 @@ pub(crate) struct Decoded {
 }
 
 /// Decodes the first instruction in `bytes`. `None` if they are too few for it.
-pub(crate) fn decode(bits: u32, bytes: &[u8]) -> Option<Decoded> {
+pub(crate) fn decode(bits: u32, bytes: &[u8], model: CpuModel) -> Option<Decoded> {
     let mut decoder = Decoder::with_ip(bits, bytes, 0, DecoderOptions::NONE);
     let i = decoder.decode();
     if i.is_invalid() {
@@ -36,7 +38,10 @@ pub(crate) fn decode(bits: u32, bytes: &[u8]) -> Option<Decoded> {
         let insn = Insn { exec, len: bytes.len().min(LONGEST) as u8, ..blank() };
         return Some(Decoded { insn, branches: true, sync: true });
     }
-    let known = lookup(&i);
+    if let Some(insn) = avx(&i, bytes, bits, model) {
+        return Some(Decoded { insn, branches: false, sync: false });
+    }
+    let known = exec::lookup(&i, model);
     if known.is_none() {
         tracing::debug!(instruction = %i, code = ?i.code(), "no such instruction here: #UD");
     }
@@ -46,9 +51,20 @@ pub(crate) fn decode(bits: u32, bytes: &[u8]) -> Option<Decoded> {
     Some(Decoded { insn, branches, sync })
 }
 
-/// Asks the families.
-fn lookup(i: &Instruction) -> Option<Exec> {
-    exec::lookup(i)
+/// An AVX instruction, which needs more than the function that executes it.
+fn avx(i: &Instruction, bytes: &[u8], bits: u32, model: CpuModel) -> Option<Insn> {
+    let Avx { exec, host, size, wide } =
+        if model == CpuModel::V3 { exec::fpu::avx::lookup(i, bytes)? } else { return None };
+    let mut insn = form(i, exec, bits);
+    if i.op_count() == 4 && i.op3_kind() == OpKind::Register {
+        insn.imm = u64::from(number(i.op3_register()));
+    }
+    insn.imm |= host << 8;
+    insn.op_size = size;
+    if wide {
+        insn.prefixes |= prefix::WIDE;
+    }
+    Some(insn)
 }
 
 /// #UD.
@@ -250,6 +266,7 @@ fn memory(insn: &mut Insn, i: &Instruction, bits: u32) {
     insn.index = match i.memory_index() {
         // XLAT's: it adds AL itself.
         Register::None | Register::AL => ZERO,
+        // Of a gather it is a vector register, which the instruction knows.
         register => register.number() as u8,
     };
     insn.scale = i.memory_index_scale().trailing_zeros() as u8;
@@ -259,7 +276,8 @@ fn memory(insn: &mut Insn, i: &Instruction, bits: u32) {
 
 /// Address size of an explicit memory operand in bytes.
 fn address_size(i: &Instruction, bits: u32) -> u8 {
-    let register = match (i.memory_base(), i.memory_index()) {
+    let index = if i.memory_index().is_vector_register() { Register::None } else { i.memory_index() };
+    let register = match (i.memory_base(), index) {
         (Register::None, Register::None) => {
             return match i.memory_displ_size() {
                 size @ (2 | 4 | 8) => size as u8,

@@ -86,6 +86,8 @@ pub(crate) struct Frame {
     pub(crate) stack: u64,
     /// The x87 registers as translated code has left them.
     pub(crate) image: FxArea,
+    /// Not zero: AVX instructions fault, or may.
+    pub(crate) no_wide: u64,
     /// Supervisor, user.
     pub(crate) halves: [Half; 2],
     /// Supervisor, user.

@@ -23,7 +23,8 @@ pub struct Insn {
     /// Executes it.
     pub exec: Exec,
     /// Immediate, extended as the instruction wants it; for near branches the displacement, sign-extended. ENTER's and
-    /// EXTRQ's second immediate is in bits 16.. (resp. 8..).
+    /// EXTRQ's second immediate is in bits 16.. (resp. 8..). Of AVX instructions the host's own code is in bits 8.., and
+    /// a register of operand 3 in bits 0 to 3.
     pub imm: u64,
     /// Displacement of the memory operand, sign-extended; the address itself for moffs.
     pub disp: u64,
@@ -58,6 +59,8 @@ pub mod prefix {
     pub const REP: u8 = 2;
     /// REPNE.
     pub const REPNE: u8 = 4;
+    /// VEX.L: 256 bits.
+    pub const WIDE: u8 = 8;
 }
 
 impl std::fmt::Debug for Insn {

@@ -33,6 +33,7 @@ mod slow;
 mod state;
 mod stops;
 pub mod trap;
+mod vex;
 pub mod width;
 pub mod xlat;
 

@@ -4,14 +4,14 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use engine::cpuid::{CpuidTable, feature};
+use engine::cpuid::{CpuModel, CpuidTable, V3, feature};
 use engine::event::MemoryEvents;
 use engine::{Built, Engine, Error, GuestMemory, Msi, Partition, PartitionSpec, Result};
 
 use crate::clock::Clock;
 use crate::cpu::Cpu;
 use crate::events::Events;
-use crate::exec::fpu::native;
+use crate::exec::fpu::{avx, native};
 use crate::processor::Bench;
 use crate::ram::Ram;
 use crate::xlat::Haste;
@@ -84,9 +84,17 @@ impl Engine for Soft {
             let reason = format!("the host CPU has no {feature}, and vector instructions are executed on it");
             return Err(Error::Unfit { engine: self.name, reason });
         }
+        let lacks = if spec.cpuid.model() == CpuModel::V3 { avx::missing() } else { Vec::new() };
+        if !lacks.is_empty() {
+            let reason = format!(
+                "a CPU of x86-64-v3 needs {}, which this host does not have; take --cpu v2",
+                lacks.join(", ")
+            );
+            return Err(Error::Unfit { engine: self.name, reason });
+        }
         let mut cpus: Vec<Cpu> = (0..spec.vcpus).map(Cpu::new).collect();
         for cpu in &mut cpus {
-            cpu.cpuid = spec.cpuid.for_vcpu(cpu.id);
+            cpu.show(spec.cpuid.for_vcpu(cpu.id));
         }
         let shared = &mut cpus[0].shared;
         shared.ram = Ram::new(memory);
@@ -104,7 +112,8 @@ impl Engine for Soft {
 /// A feature in the table that the engine does not have.
 fn beyond(cpuid: &CpuidTable) -> Option<String> {
     const HYPERTHREADING: u32 = 1 << 28;
-    let known = [
+    let v3 = cpuid.model() == CpuModel::V3;
+    let mut known = [
         (1, 2, feature::LEAF1_ECX | feature::X2APIC),
         (1, 3, feature::LEAF1_EDX | HYPERTHREADING),
         (7, 1, feature::LEAF7_EBX),
@@ -113,6 +122,14 @@ fn beyond(cpuid: &CpuidTable) -> Option<String> {
         (0x8000_0001, 2, feature::EXT1_ECX),
         (0x8000_0001, 3, feature::EXT1_EDX),
     ];
+    // All of them or none.
+    for f in V3.iter().filter(|_| v3) {
+        for (_, _, bits) in
+            known.iter_mut().filter(|(leaf, r, _)| (*leaf, 0, *r) == (f.leaf.0, f.leaf.1, f.register))
+        {
+            *bits |= 1 << f.bit;
+        }
+    }
     known.into_iter().find_map(|(leaf, register, known)| {
         let excess = cpuid.lookup(leaf, 0)[register] & !known;
         let name = ["EAX", "EBX", "ECX", "EDX"][register];

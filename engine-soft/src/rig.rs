@@ -92,7 +92,7 @@ impl Cpu {
 #[cfg(test)]
 pub(crate) fn fault(cpu: &mut Cpu, code: &[u8]) -> (u8, Option<u32>) {
     let bytes = [code, &[0; 15]].concat();
-    let insn = decode(64, &bytes).unwrap_or_else(|| panic!("{code:x?} is cut short")).insn;
+    let insn = decode(64, &bytes, cpu.model).unwrap_or_else(|| panic!("{code:x?} is cut short")).insn;
     cpu.gpr[usize::from(RIP)] = CODE + code.len() as u64;
     let Err(Trap) = (insn.exec)(cpu, &insn) else { panic!("{code:x?} has not faulted") };
     match cpu.cause {

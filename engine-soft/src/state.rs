@@ -1,7 +1,7 @@
 //! A vCPU's neutral state: taken from a [`Cpu`] and put back, checked first.
 
 use engine::CpuState;
-use engine::cpuid::PHYSICAL_ADDRESS_BITS;
+use engine::cpuid::{CpuModel, PHYSICAL_ADDRESS_BITS, xsave};
 use engine::state::{Fpu, PendingEvents, Registers, Segment, SystemRegisters};
 
 use crate::cpu::{Cpu, control};
@@ -58,11 +58,12 @@ impl Cpu {
                 cr3: self.cr3,
                 cr4: self.cr4,
                 cr8: self.lapic.cr8(),
+                xcr0: self.xcr0,
                 efer: self.efer,
                 apic_base: self.lapic.base(),
             },
             msrs,
-            fpu: Fpu::new(&self.fx.bytes()),
+            fpu: Fpu::new(&self.fx.bytes()).with_upper(self.upper),
             debug: self.debug.clone(),
             lapic,
             events: PendingEvents {
@@ -80,7 +81,7 @@ impl Cpu {
     /// # Errors
     /// The first contradiction found.
     pub fn restore(&mut self, state: &CpuState) -> Result<(), String> {
-        check(state)?;
+        check(state, self.model)?;
         let CpuState { registers, system, msrs, .. } = state;
         let lapic = Lapic::load(self.id, &state.lapic, system.apic_base, msrs.tsc_deadline, msrs.tsc)?;
         demand!(
@@ -111,6 +112,8 @@ impl Cpu {
         self.msrs.tsc = 0;
         self.msrs.tsc_deadline = 0;
         self.fx = FxArea::new(&state.fpu.bytes());
+        self.upper = state.fpu.upper;
+        self.xcr0 = system.xcr0;
         self.debug = state.debug.clone();
         self.injected = state.events.injected;
         self.shadow = state.events.interrupt_shadow;
@@ -136,11 +139,11 @@ fn privilege(state: &CpuState) -> u8 {
     }
 }
 
-fn check(state: &CpuState) -> Result<(), String> {
+fn check(state: &CpuState, model: CpuModel) -> Result<(), String> {
     let CpuState { registers, system, events, .. } = state;
     let rflags = registers.rflags;
     demand!(rflags & !RFLAGS == 0 && rflags & bit::FIXED != 0, "RFLAGS {rflags:#x} has reserved bits");
-    check_control(system)?;
+    check_control(system, model)?;
     let long = system.efer & control::EFER_LMA != 0;
     demand!(!(long && rflags & bit::VM != 0), "virtual-8086 mode within long mode");
     check_segments(system, long, privilege(state), rflags)?;
@@ -162,16 +165,22 @@ fn check(state: &CpuState) -> Result<(), String> {
     let image = state.fpu.bytes();
     let mxcsr = u32::from_le_bytes([image[24], image[25], image[26], image[27]]);
     demand!(mxcsr >> 16 == 0, "MXCSR {mxcsr:#x} has reserved bits");
+    demand!(
+        model == CpuModel::V3 || state.fpu.upper == [0; 16],
+        "upper halves of YMM registers, which this CPU does not have"
+    );
     if let Some((vector, Some(_))) = events.injected {
         demand!(vector < 32 && WITH_CODE >> vector & 1 != 0, "vector {vector} has no error code");
     }
     Ok(())
 }
 
-fn check_control(system: &SystemRegisters) -> Result<(), String> {
-    let SystemRegisters { cr0, cr3, cr4, efer, .. } = *system;
+fn check_control(system: &SystemRegisters, model: CpuModel) -> Result<(), String> {
+    let SystemRegisters { cr0, cr3, cr4, efer, xcr0, .. } = *system;
     demand!(valid_cr0(cr0), "CR0 {cr0:#x} is invalid");
-    demand!(valid_cr4(cr4), "CR4 {cr4:#x} is invalid");
+    demand!(valid_cr4(cr4, model), "CR4 {cr4:#x} is invalid");
+    let extended = model == CpuModel::V3 || xcr0 == xsave::X87;
+    demand!(xsave::valid(xcr0) && extended, "XCR0 {xcr0:#x} is invalid");
     demand!(cr3 >> PHYSICAL_ADDRESS_BITS == 0, "CR3 {cr3:#x} is beyond physical addresses");
     demand!(system.cr8 < 16, "CR8 {:#x} is invalid", system.cr8);
     demand!(efer & !EFER == 0, "EFER {efer:#x} has reserved bits");

@@ -1,5 +1,5 @@
-//! The CPU that every guest sees, on every engine: x86-64-v2 with CLFLUSHOPT, CLWB, TSC-deadline and an invariant TSC of
-//! told frequency (SDM vol. 2, CPUID).
+//! The CPU that every guest sees, on every engine: x86-64-v2, or v3 if asked for, with CLFLUSHOPT, CLWB, TSC-deadline and an
+//! invariant TSC of told frequency (SDM vol. 2, CPUID).
 //!
 //! It calls itself an Intel family 6 model 0x1C: Linux lists that in-order model as free of the speculation bugs, so no
 //! page-table isolation, retpolines or return thunks disturb what is measured, without any MSR that a host must lend.
@@ -27,6 +27,89 @@ pub struct CpuidTable {
     pub entries: Vec<CpuidEntry>,
 }
 
+/// Which instructions a guest is shown: levels of the x86-64 psABI.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+pub enum CpuModel {
+    /// SSE to SSE4.2.
+    #[default]
+    V2,
+    /// AVX, AVX2, FMA, F16C, BMI1, BMI2, LZCNT, MOVBE and XSAVE, too.
+    V3,
+}
+
+impl std::fmt::Display for CpuModel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::V2 => "v2",
+            Self::V3 => "v3",
+        })
+    }
+}
+
+/// A feature that [`CpuModel::V3`] has and [`CpuModel::V2`] has not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Feature {
+    /// As the SDM and Linux call it.
+    pub name: &'static str,
+    /// Leaf and sub-leaf,
+    pub leaf: (u32, u32),
+    /// number of the register: EAX, EBX, ECX, EDX,
+    pub register: usize,
+    /// and bit.
+    pub bit: u32,
+}
+
+impl Feature {
+    const fn new(name: &'static str, leaf: u32, subleaf: u32, register: usize, bit: u32) -> Self {
+        Self { name, leaf: (leaf, subleaf), register, bit }
+    }
+}
+
+/// What [`CpuModel::V3`] adds. AVX stands for its state component in XCR0, too.
+pub const V3: [Feature; 11] = [
+    Feature::new("FMA", 1, 0, 2, 12),
+    Feature::new("MOVBE", 1, 0, 2, 22),
+    Feature::new("XSAVE", 1, 0, 2, 26),
+    Feature::new("AVX", 1, 0, 2, 28),
+    Feature::new("F16C", 1, 0, 2, 29),
+    Feature::new("BMI1", 7, 0, 1, 3),
+    Feature::new("AVX2", 7, 0, 1, 5),
+    Feature::new("BMI2", 7, 0, 1, 8),
+    Feature::new("XSAVEOPT", 0xD, 1, 0, 0),
+    Feature::new("LZCNT", 0x8000_0001, 0, 2, 5),
+    Feature::new("AVX state", 0xD, 0, 0, 2),
+];
+
+/// The XSAVE area (SDM vol. 1, 13.4).
+pub mod xsave {
+    /// XCR0 and XSTATE_BV: x87 state. Always set in XCR0.
+    pub const X87: u64 = 1;
+    /// SSE state.
+    pub const SSE: u64 = 2;
+    /// The upper halves of YMM registers.
+    pub const AVX: u64 = 4;
+    /// All that there are.
+    pub const ALL: u64 = X87 | SSE | AVX;
+    /// Offset of the header: XSTATE_BV, XCOMP_BV, zeros.
+    pub const HEADER: usize = 512;
+    /// Offset of the upper halves.
+    pub const UPPER: usize = 576;
+    /// Bytes of all.
+    pub const SIZE: usize = UPPER + 256;
+
+    /// Bytes of an area with the components that XCR0 has on.
+    #[must_use]
+    pub const fn size(xcr0: u64) -> usize {
+        if xcr0 & AVX != 0 { SIZE } else { UPPER }
+    }
+
+    /// XCR0 may have this value.
+    #[must_use]
+    pub const fn valid(xcr0: u64) -> bool {
+        xcr0 & !ALL == 0 && xcr0 & X87 != 0 && (xcr0 & AVX == 0 || xcr0 & SSE != 0)
+    }
+}
+
 /// Feature bits by (leaf register), for engines that refuse what is not shown.
 pub mod feature {
     /// Leaf 1 ECX: SSE3, SSSE3, CX16, SSE4.1, SSE4.2, POPCNT, TSC deadline, RDRAND.
@@ -51,6 +134,49 @@ pub const PHYSICAL_ADDRESS_BITS: u32 = 40;
 pub const LINEAR_ADDRESS_BITS: u32 = 48;
 
 impl CpuidTable {
+    /// The table of a model at a TSC frequency.
+    #[must_use]
+    pub fn new(model: CpuModel, vcpus: u8, tsc_khz: u32) -> Self {
+        match model {
+            CpuModel::V2 => Self::x86_64_v2(vcpus, tsc_khz),
+            CpuModel::V3 => Self::x86_64_v3(vcpus, tsc_khz),
+        }
+    }
+
+    /// The larger model. What depends on CR4 and XCR0 is told as it is after power-up.
+    #[must_use]
+    pub fn x86_64_v3(vcpus: u8, tsc_khz: u32) -> Self {
+        let mut table = Self::x86_64_v2(vcpus, tsc_khz);
+        let mut sub =
+            |n, registers| table.entries.push(CpuidEntry { leaf: 0xD, subleaf: Some(n), registers });
+        sub(0, [xsave::X87 as u32 | xsave::SSE as u32, xsave::UPPER as u32, xsave::SIZE as u32, 0]);
+        sub(1, [0; 4]);
+        sub(2, [(xsave::SIZE - xsave::UPPER) as u32, xsave::UPPER as u32, 0, 0]);
+        for Feature { leaf, register, bit, .. } in V3 {
+            for entry in table.entries.iter_mut().filter(|e| (e.leaf, e.subleaf.unwrap_or(0)) == leaf) {
+                entry.registers[register] |= 1 << bit;
+            }
+        }
+        for entry in table.entries.iter_mut().filter(|e| e.leaf == 0x8000_0002) {
+            entry.registers = text16(b"nvsim x86-64-v3 ");
+        }
+        table.entries.sort_by_key(|e| (e.leaf, e.subleaf));
+        table
+    }
+
+    /// The model that this is a table of: the larger one only if it has all of it.
+    #[must_use]
+    pub fn model(&self) -> CpuModel {
+        if self.lacks().is_empty() { CpuModel::V3 } else { CpuModel::V2 }
+    }
+
+    /// What this table, a host's for example, does not have of [`CpuModel::V3`].
+    #[must_use]
+    pub fn lacks(&self) -> Vec<&'static str> {
+        let has = |f: &Feature| self.lookup(f.leaf.0, f.leaf.1)[f.register] >> f.bit & 1 != 0;
+        V3.iter().filter(|f| !has(f)).map(|f| f.name).collect()
+    }
+
     /// The default model at a TSC frequency.
     #[must_use]
     pub fn x86_64_v2(vcpus: u8, tsc_khz: u32) -> Self {
@@ -77,7 +203,7 @@ impl CpuidTable {
         leaf(0x8000_0001, [0, 0, feature::EXT1_ECX, feature::EXT1_EDX]);
         let brand = *b"nvsim x86-64-v2 persistent-memory laboratory\0\0\0\0";
         for (n, part) in brand.chunks_exact(16).enumerate() {
-            leaf(0x8000_0002 + n as u32, std::array::from_fn(|i| le32(&part[i * 4..])));
+            leaf(0x8000_0002 + n as u32, text16(part));
         }
         leaf(0x8000_0006, [0, 0, 0x0200_8040, 0]);
         leaf(0x8000_0007, [0, 0, 0, 1 << 8]);
@@ -142,6 +268,11 @@ fn le32(bytes: &[u8]) -> u32 {
     u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
 }
 
+/// Text in EAX, EBX, ECX, EDX.
+fn text16(text: &[u8]) -> [u32; 4] {
+    std::array::from_fn(|i| le32(&text[i * 4..]))
+}
+
 /// Leaf 0's order of the vendor: EBX, EDX, ECX.
 fn text12(eax: u32, text: &[u8; 12]) -> [u32; 4] {
     [eax, le32(&text[0..]), le32(&text[8..]), le32(&text[4..])]
@@ -181,6 +312,24 @@ mod tests {
             assert_eq!(table.lookup(leaf, 0), [0; 4], "{leaf:#x}");
         }
         assert_eq!(table.lookup(0xB, 9), [0, 0, 9, 1]);
+    }
+
+    #[test]
+    fn the_larger_model_is_the_smaller_one_and_its_features() {
+        let [v2, v3] = [CpuModel::V2, CpuModel::V3].map(|model| CpuidTable::new(model, 2, 1_000_000));
+        assert_eq!((v2.model(), v3.model()), (CpuModel::V2, CpuModel::V3));
+        assert_eq!(v2.lacks().len(), V3.len());
+        for entry in v2.entries.iter().filter(|entry| entry.leaf != 0x8000_0002) {
+            let mut more = v3.lookup(entry.leaf, entry.subleaf.unwrap_or(0));
+            for f in V3.iter().filter(|f| f.leaf.0 == entry.leaf) {
+                more[f.register] &= !(1 << f.bit);
+            }
+            assert_eq!(more, entry.registers, "leaf {:#x}", entry.leaf);
+        }
+        assert_eq!(v3.lookup(0xD, 0), [7, 576, 832, 0]);
+        assert_eq!(v3.lookup(0xD, 1), [1, 0, 0, 0]);
+        assert_eq!(v3.lookup(0xD, 2), [256, 576, 0, 0]);
+        assert_eq!(v3.lookup(0x8000_0002, 0).map(u32::to_le_bytes).concat(), b"nvsim x86-64-v3 ");
     }
 
     #[test]

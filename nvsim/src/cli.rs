@@ -122,6 +122,9 @@ pub struct RunArgs {
     /// Which engine runs the guest.
     #[arg(long, value_enum, default_value_t = EngineName::Auto)]
     pub engine: EngineName,
+    /// What the guest's CPUs can do.
+    #[arg(long, value_enum, default_value_t = CpuName::V2)]
+    pub cpu: CpuName,
     /// Virtual CPUs.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=8))]
     pub cpus: u8,
@@ -184,6 +187,14 @@ pub struct RunArgs {
     /// Write the summary of --json to this file instead.
     #[arg(long, value_name = "FILE", requires = "json")]
     pub summary: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum CpuName {
+    /// x86-64-v2, to SSE4.2: on any host.
+    V2,
+    /// x86-64-v3, AVX2, FMA and BMI too: where `nvsim doctor` says so.
+    V3,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

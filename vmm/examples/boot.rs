@@ -9,7 +9,7 @@ use std::time::Instant;
 use vmm::boot::{BootSpec, Kernel};
 use vmm::devices::{SerialBackend, Unconnected};
 use vmm::nvdimm::{DimmSpec, Entropy, OpenDimms};
-use vmm::{EngineChoice, Machine, MachineSpec, Remote, Wiring};
+use vmm::{CpuModel, EngineChoice, Machine, MachineSpec, Remote, Wiring};
 
 /// The console's output.
 struct Stdout;
@@ -54,6 +54,7 @@ fn boot(
     let dimms = dimms.iter().map(|text| text.parse()).collect::<Result<Vec<DimmSpec>, _>>()?;
     let spec = MachineSpec {
         vcpus: 1,
+        cpu: CpuModel::V2,
         ram: 1 << 30,
         boot: BootSpec {
             kernel: Kernel::detect(Path::new(kernel))?,

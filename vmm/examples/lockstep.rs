@@ -11,7 +11,7 @@ use engine_soft::lockstep::{Milestone, Milestones, Window, first_difference};
 use vmm::boot::{BootSpec, Kernel};
 use vmm::devices::Unconnected;
 use vmm::nvdimm::{Entropy, OpenDimms};
-use vmm::{Machine, MachineSpec, Remote, Wiring};
+use vmm::{CpuModel, Machine, MachineSpec, Remote, Wiring};
 
 type Failure = Box<dyn std::error::Error>;
 
@@ -57,6 +57,7 @@ fn run(
 ) -> Result<Vec<Milestone>, Failure> {
     let spec = MachineSpec {
         vcpus,
+        cpu: CpuModel::V2,
         ram: 1 << 30,
         boot: BootSpec {
             kernel: Kernel::detect(Path::new(kernel))?,

@@ -6,7 +6,10 @@ use engine::Engine;
 use engine_kvm::Kvm;
 use engine_soft::Soft;
 
+pub use engine::cpuid::CpuModel;
 pub use engine_kvm::{Fitness as KvmFitness, fitness as kvm_fitness};
+/// What the host's CPU lacks for the software engine to give guests one of x86-64-v3.
+pub use engine_soft::exec::fpu::avx::missing as host_lacks_of_v3;
 
 use crate::Result;
 

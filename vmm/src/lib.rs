@@ -25,7 +25,9 @@ pub mod snapshot;
 mod transcript;
 
 pub use devices::virtio::DiskSpec;
-pub use engines::{Chosen, EngineChoice, KvmFitness, kvm_fitness, open as open_engine};
+pub use engines::{
+    Chosen, CpuModel, EngineChoice, KvmFitness, host_lacks_of_v3, kvm_fitness, open as open_engine,
+};
 pub use error::{Error, Result};
 pub use machine::{Machine, MachineSpec, Wiring};
 pub use outcome::{Mark, Outcome, Report, Statistics};

@@ -5,7 +5,7 @@ use std::fmt::Debug;
 use std::net::TcpListener;
 use std::path::PathBuf;
 
-use engine::cpuid::CpuidTable;
+use engine::cpuid::{CpuModel, CpuidTable};
 use engine::{Engine, GuestMemory, PartitionSpec};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -34,6 +34,8 @@ const PREFERRED_TSC_KHZ: u32 = 1_000_000;
 pub struct MachineSpec {
     /// Processors, 1 to 8.
     pub vcpus: u8,
+    /// What they can do.
+    pub cpu: CpuModel,
     /// RAM in bytes.
     pub ram: u64,
     /// What to boot.
@@ -149,6 +151,7 @@ impl Machine {
         let state = &snapshot.state;
         let spec = MachineSpec {
             vcpus: state.partition.vcpus,
+            cpu: state.partition.cpuid.model(),
             ram: state.ram,
             boot: state.boot.clone(),
             seed: state.partition.seed,
@@ -188,6 +191,10 @@ impl Machine {
             );
             return Err(misfit(reason));
         }
+        let (own, its) = (self.spec.cpu, state.partition.cpuid.model());
+        if own != its {
+            return Err(misfit(format!("its processors are {its}, not {own}; give --cpu {its}")));
+        }
         if *blake3::hash(&self.tables()?).as_bytes() != state.tables {
             return Err(misfit("its guest was told of other NV-DIMMs; give those with which it was taken"));
         }
@@ -207,12 +214,13 @@ impl Machine {
     /// # Errors
     /// More is asked for than the ACPI tables can tell.
     pub fn identity(&self) -> Result<[u8; 32]> {
-        let MachineSpec { vcpus, ram, seed, wall_clock, boot, .. } = &self.spec;
+        let MachineSpec { vcpus, cpu, ram, seed, wall_clock, boot, .. } = &self.spec;
         let tsc_khz = self.engine.tsc_khz(PREFERRED_TSC_KHZ);
         let mut hasher = blake3::Hasher::new_derive_key("nvsim 2026 identity of a machine");
         for number in [u64::from(*vcpus), *ram, *seed, *wall_clock, u64::from(tsc_khz)] {
             hasher.update(&number.to_le_bytes());
         }
+        hasher.update(blake3::hash(cpu.to_string().as_bytes()).as_bytes());
         hasher.update(blake3::hash(boot.command_line.as_bytes()).as_bytes());
         hasher.update(blake3::hash(&self.tables()?).as_bytes());
         Ok(*hasher.finalize().as_bytes())
@@ -430,7 +438,7 @@ impl Machine {
         let tsc_khz = self.engine.tsc_khz(PREFERRED_TSC_KHZ);
         let partition = PartitionSpec {
             vcpus: self.spec.vcpus,
-            cpuid: CpuidTable::x86_64_v2(self.spec.vcpus, tsc_khz),
+            cpuid: CpuidTable::new(self.spec.cpu, self.spec.vcpus, tsc_khz),
             tsc_khz,
             seed: self.spec.seed,
         };

@@ -205,7 +205,16 @@ fn bench(interactive: bool, boots: Vec<Vec<Vec<ExitKind>>>) -> Bench {
         initrd: None,
         command_line: String::new(),
     };
-    let spec = MachineSpec { vcpus, ram: 64 * MIB, boot, seed: 0, wall_clock: 0, interactive, stop_at: None };
+    let spec = MachineSpec {
+        vcpus,
+        cpu: CpuModel::V2,
+        ram: 64 * MIB,
+        boot,
+        seed: 0,
+        wall_clock: 0,
+        interactive,
+        stop_at: None,
+    };
     let console = Box::new(Typed(keyboard.clone()));
     let wiring =
         Wiring { console, control: Box::new(Unconnected), dimms: no_dimms(), remote: remote.clone() };

@@ -25,9 +25,10 @@ pub(crate) fn save(vcpu: &VcpuFd) -> Result<CpuState> {
     let activity = vcpu.get_mp_state().map_err(refused("KVM_GET_MP_STATE"))?;
     let undelivered = vcpu.get_vcpu_events().map_err(refused("KVM_GET_VCPU_EVENTS"))?;
     let sregs = vcpu.get_sregs().map_err(refused("KVM_GET_SREGS"))?;
+    let xcr0 = fpu::xcr0(vcpu)?;
     Ok(CpuState {
         registers: registers::from_kvm(&vcpu.get_regs().map_err(refused("KVM_GET_REGS"))?),
-        system: system::from_kvm(&sregs),
+        system: system::from_kvm(&sregs, xcr0),
         msrs: msr::save(vcpu)?,
         fpu: fpu::from_kvm(&vcpu.get_xsave().map_err(refused("KVM_GET_XSAVE"))?),
         debug: registers::debug_from_kvm(&vcpu.get_debug_regs().map_err(refused("KVM_GET_DEBUGREGS"))?),
@@ -48,7 +49,7 @@ pub(crate) fn restore(vcpu: &VcpuFd, state: &CpuState) -> Result<()> {
         }
         _ => refused("KVM_SET_SREGS")(errno),
     })?;
-    fpu::restore(vcpu, &state.fpu)?;
+    fpu::restore(vcpu, &state.fpu, state.system.xcr0)?;
     vcpu.set_debug_regs(&registers::debug_to_kvm(&state.debug)).map_err(refused("KVM_SET_DEBUGREGS"))?;
     vcpu.set_lapic(&lapic::to_kvm(&state.lapic)).map_err(refused("KVM_SET_LAPIC"))?;
     msr::restore(vcpu, &state.msrs)?;

@@ -3,7 +3,7 @@
 use engine::state::{DescriptorTable, Segment, SystemRegisters};
 use kvm_bindings::{kvm_dtable, kvm_segment, kvm_sregs};
 
-pub(super) fn from_kvm(sregs: &kvm_sregs) -> SystemRegisters {
+pub(super) fn from_kvm(sregs: &kvm_sregs, xcr0: u64) -> SystemRegisters {
     SystemRegisters {
         segments: [&sregs.es, &sregs.cs, &sregs.ss, &sregs.ds, &sregs.fs, &sregs.gs].map(segment_from_kvm),
         ldt: segment_from_kvm(&sregs.ldt),
@@ -15,6 +15,7 @@ pub(super) fn from_kvm(sregs: &kvm_sregs) -> SystemRegisters {
         cr3: sregs.cr3,
         cr4: sregs.cr4,
         cr8: sregs.cr8,
+        xcr0,
         efer: sregs.efer,
         apic_base: sregs.apic_base,
     }
@@ -117,7 +118,7 @@ mod tests {
     fn power_up_values_return() {
         for bootstrap in [true, false] {
             let system = SystemRegisters::reset(bootstrap);
-            assert_eq!(from_kvm(&to_kvm(&system)), system);
+            assert_eq!(from_kvm(&to_kvm(&system), system.xcr0), system);
         }
     }
 }

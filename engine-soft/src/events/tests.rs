@@ -242,3 +242,56 @@ fn instruction_numbers_hold_when_a_budget_ends_within_a_block() {
         assert_eq!(numbers, [(0, 0), (1, 2), (2, 5), (3, 8)], "split at {split}");
     }
 }
+
+/// As [`watching`], of x86-64-v3; nothing where the host lacks it.
+fn watching_wide(loads: bool) -> Option<Cpu> {
+    if !crate::exec::fpu::avx::missing().is_empty() {
+        println!("skipped: the host has no AVX2");
+        return None;
+    }
+    let mut cpu = watching(loads);
+    cpu.show(engine::cpuid::CpuidTable::x86_64_v3(1, 1_000_000));
+    cpu.cr4 |= crate::cpu::control::CR4_OSXSAVE;
+    cpu.xcr0 = engine::cpuid::xsave::ALL;
+    cpu.upper = [0x1F1E_1D1C_1B1A_1918_1716_1514_1312_1110; 16];
+    Some(cpu)
+}
+
+fn kinds(cpu: &mut Cpu, code: &[u8]) -> Vec<EventKind> {
+    execute(cpu, code, 1).into_iter().map(|event| event.kind).collect()
+}
+
+#[test]
+fn wide_stores_are_one_event_a_stretch() {
+    let bytes: [u8; 32] = std::array::from_fn(|n| n as u8);
+    let ymm1 = [0xC5, 0xFE, 0x7F, 0x0B];
+    for (code, kind) in [
+        // vmovdqu [rbx], ymm1; vmovntdq [rbx], ymm1
+        (ymm1, StoreKind::Cached),
+        ([0xC5, 0xFD, 0xE7, 0x0B], StoreKind::NonTemporal),
+    ] {
+        let Some(mut cpu) = watching_wide(false) else { return };
+        assert_eq!(kinds(&mut cpu, &code), [store(DATA, &bytes, kind)]);
+    }
+    // vpmaskmovd [rbx], ymm0, ymm1: elements 0, 1 and 7
+    let Some(mut cpu) = watching_wide(false) else { return };
+    cpu.set_ymm(0, [1 << 31 | 1 << 63, 1 << 127]);
+    let stretches =
+        [store(DATA, &bytes[..8], StoreKind::Cached), store(DATA + 28, &bytes[28..], StoreKind::Cached)];
+    assert_eq!(kinds(&mut cpu, &[0xC4, 0xE2, 0x7D, 0x8E, 0x0B]), stretches);
+}
+
+#[test]
+fn xsave_stores_what_it_writes() {
+    let Some(mut cpu) = watching_wide(false) else { return };
+    (cpu.gpr[RAX], cpu.gpr[2]) = (4, 0);
+    // xsave64 [rbx]: the upper halves only
+    let spans: Vec<(u64, u8)> = kinds(&mut cpu, &[0x48, 0x0F, 0xAE, 0x23])
+        .into_iter()
+        .map(|kind| match kind {
+            Store { addr, len, kind: StoreKind::Cached, .. } => (addr - DATA, len),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(spans, [(24, 8), (512, 8), (576, 64), (640, 64), (704, 64), (768, 64)]);
+}

@@ -8,12 +8,17 @@ pub mod fpu;
 pub mod integer;
 pub mod system;
 
+use engine::cpuid::CpuModel;
 use iced_x86::Instruction;
 
 use crate::insn::Exec;
 
-/// The function that executes an instruction.
-pub(crate) fn lookup(i: &Instruction) -> Option<Exec> {
+/// The function that executes an instruction, where it needs no more than that.
+pub(crate) fn lookup(i: &Instruction, model: CpuModel) -> Option<Exec> {
+    let more = || integer::bmi::lookup(i).or_else(|| fpu::xsave::lookup(i));
+    if let Some(exec) = (model == CpuModel::V3).then(more).flatten() {
+        return Some(exec);
+    }
     integer::lookup(i).or_else(|| control::lookup(i)).or_else(|| fpu::lookup(i)).or_else(|| system::lookup(i))
 }
 

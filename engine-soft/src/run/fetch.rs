@@ -87,7 +87,9 @@ impl Cpu {
         let mut sync = false;
         let mut at = 0;
         while insns.len() < limit && at < here {
-            let Some(Decoded { insn, branches, sync: look }) = decode(bits, &bytes[at..]) else { break };
+            let Some(Decoded { insn, branches, sync: look }) = decode(bits, &bytes[at..], self.model) else {
+                break;
+            };
             at += usize::from(insn.len);
             insns.push(insn);
             sync = look;
@@ -107,7 +109,9 @@ impl Cpu {
             let mut whole = [0xFF; 15];
             whole[..here].copy_from_slice(bytes);
             self.shared.ram.read(second, &mut whole[here..]);
-            let Some(Decoded { insn, sync: look, .. }) = decode(bits, &whole) else { return self.ud() };
+            let Some(Decoded { insn, sync: look, .. }) = decode(bits, &whole, self.model) else {
+                return self.ud();
+            };
             sync = look;
             here_bytes = here;
             other = (second, insn.len.saturating_sub(here as u8));

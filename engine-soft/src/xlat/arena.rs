@@ -6,8 +6,6 @@
 use std::io::{Error, Result};
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 
-/// Bytes: several kernels' worth of boots.
-const SIZE: usize = 64 << 20;
 /// Code begins at multiples of this.
 const ALIGN: usize = 16;
 
@@ -16,6 +14,7 @@ const ALIGN: usize = 16;
 pub(crate) struct Arena {
     write: *mut u8,
     execute: *const u8,
+    size: usize,
     used: usize,
 }
 
@@ -23,7 +22,8 @@ pub(crate) struct Arena {
 unsafe impl Send for Arena {}
 
 impl Arena {
-    pub(crate) fn new() -> Result<Self> {
+    /// For so many bytes, which become resident as they are used.
+    pub(crate) fn new(size: usize) -> Result<Self> {
         // SAFETY: the name is a C string.
         let fd = unsafe { libc::memfd_create(c"nvsim code".as_ptr(), libc::MFD_CLOEXEC) };
         if fd < 0 {
@@ -32,22 +32,22 @@ impl Arena {
         // SAFETY: just made, and nobody else's.
         let file = unsafe { OwnedFd::from_raw_fd(fd) };
         // SAFETY: no memory is involved.
-        if unsafe { libc::ftruncate(file.as_raw_fd(), SIZE as libc::off_t) } != 0 {
+        if unsafe { libc::ftruncate(file.as_raw_fd(), size as libc::off_t) } != 0 {
             return Err(Error::last_os_error());
         }
         let map = |protection| {
             // SAFETY: a new mapping at an address of the kernel's choice.
             let at = unsafe {
-                libc::mmap(std::ptr::null_mut(), SIZE, protection, libc::MAP_SHARED, file.as_raw_fd(), 0)
+                libc::mmap(std::ptr::null_mut(), size, protection, libc::MAP_SHARED, file.as_raw_fd(), 0)
             };
             if at == libc::MAP_FAILED { Err(Error::last_os_error()) } else { Ok(at.cast::<u8>()) }
         };
         let write = map(libc::PROT_READ | libc::PROT_WRITE)?;
         match map(libc::PROT_READ | libc::PROT_EXEC) {
-            Ok(execute) => Ok(Self { write, execute, used: 0 }),
+            Ok(execute) => Ok(Self { write, execute, size, used: 0 }),
             Err(error) => {
                 // SAFETY: made above, and given up.
-                unsafe { libc::munmap(write.cast(), SIZE) };
+                unsafe { libc::munmap(write.cast(), size) };
                 Err(error)
             }
         }
@@ -60,7 +60,7 @@ impl Arena {
 
     /// Bytes that are left.
     pub(crate) fn room(&self) -> usize {
-        SIZE - self.used
+        self.size - self.used
     }
 
     /// Takes code in at [`Arena::next`].
@@ -68,7 +68,7 @@ impl Arena {
         assert!(code.len() <= self.room(), "the caller has looked");
         // SAFETY: within the mapping, by the assertion.
         unsafe { self.write.add(self.used).copy_from_nonoverlapping(code.as_ptr(), code.len()) };
-        self.used = (self.used + code.len()).next_multiple_of(ALIGN).min(SIZE);
+        self.used = (self.used + code.len()).next_multiple_of(ALIGN).min(self.size);
     }
 
     /// Replaces the four bytes that are executed at an address.
@@ -98,8 +98,8 @@ impl Drop for Arena {
     fn drop(&mut self) {
         // SAFETY: both were mapped in `new`, and nothing refers to them any more.
         unsafe {
-            libc::munmap(self.write.cast(), SIZE);
-            libc::munmap(self.execute.cast_mut().cast(), SIZE);
+            libc::munmap(self.write.cast(), self.size);
+            libc::munmap(self.execute.cast_mut().cast(), self.size);
         }
     }
 }
@@ -123,7 +123,7 @@ mod tests {
 
     #[test]
     fn code_is_written_here_and_executed_there() {
-        let mut arena = Arena::new().expect("memory");
+        let mut arena = Arena::new(1 << 16).expect("memory");
         let at = arena.next();
         // mov eax, 1; ret
         arena.add(&[0xB8, 1, 0, 0, 0, 0xC3]);

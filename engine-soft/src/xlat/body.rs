@@ -6,6 +6,7 @@
 
 use std::mem::offset_of;
 
+use engine::cpuid::CpuModel;
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic as M, OpKind};
 
 use super::emit::{Asm, Jump, Label, RCX, Rm, word};
@@ -62,6 +63,7 @@ pub(crate) struct Body<'a> {
     /// Fences are logged.
     pub(crate) watching: bool,
     pub(crate) bmi2: bool,
+    pub(crate) model: CpuModel,
     stress: Option<Stress>,
     pub(crate) exits: Vec<(Jump, u64)>,
     /// Number of the translation.
@@ -83,6 +85,7 @@ pub(crate) struct Setting {
     pub(crate) thunks: Thunks,
     pub(crate) watching: bool,
     pub(crate) bmi2: bool,
+    pub(crate) model: CpuModel,
     pub(crate) stress: Option<Stress>,
 }
 
@@ -95,6 +98,7 @@ pub(crate) fn translate(source: &Source<'_>, origin: u64, number: usize, setting
         user: source.user,
         watching: setting.watching,
         bmi2: setting.bmi2,
+        model: setting.model,
         stress: setting.stress,
         exits: Vec::new(),
         number,

@@ -3,6 +3,7 @@
 //! Each is the guest's instruction with its operands where they are on the host. What is not known here is `None`, and
 //! the interpreter does it.
 
+use engine::cpuid::CpuModel;
 use iced_x86::{Instruction, Mnemonic as M, OpKind, Register};
 
 use super::body::Body;
@@ -47,6 +48,9 @@ impl Body<'_> {
     pub(crate) fn data(&mut self, k: usize, i: &Instruction) -> Option<()> {
         if i.has_lock_prefix() && self.watching {
             return None;
+        }
+        if self.model == CpuModel::V3 && self.is_of_v3(i) {
+            return self.bit_manipulation(k, i).or_else(|| self.wide(k, i));
         }
         match i.mnemonic() {
             M::Mov | M::Add | M::Or | M::Adc | M::Sbb | M::And | M::Sub | M::Xor | M::Cmp | M::Test => {

@@ -3,6 +3,7 @@
 use std::mem::offset_of;
 
 use crate::frame::Frame;
+use crate::vex::Vex;
 
 /// A host general register by its number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +29,17 @@ pub(crate) enum Rm {
     Index(Reg, Reg, u8, i32),
     /// `[index * 2^scale + disp]`.
     Scaled(Reg, u8, i32),
+}
+
+impl Rm {
+    /// Numbers of the base, or of the register itself, and of the index.
+    fn registers(self) -> (u8, u8) {
+        match self {
+            Self::Reg(r) | Self::Base(r, _) => (r.0, 0),
+            Self::Index(base, index, ..) => (base.0, index.0),
+            Self::Scaled(index, ..) => (0, index.0),
+        }
+    }
 }
 
 impl From<Reg> for Rm {
@@ -158,11 +170,7 @@ impl Asm {
         if op.prefix != 0 {
             self.byte(op.prefix);
         }
-        let (base, index) = match rm {
-            Rm::Reg(r) | Rm::Base(r, _) => (r.0, 0),
-            Rm::Index(base, index, ..) => (base.0, index.0),
-            Rm::Scaled(index, ..) => (0, index.0),
-        };
+        let (base, index) = rm.registers();
         let rex = u8::from(width == 8) << 3 | reg >> 3 << 2 | index >> 3 << 1 | base >> 3;
         // Registers 4 to 7 of 8 bits are SPL to DIL with a REX prefix only.
         if rex != 0 || byte {
@@ -270,11 +278,20 @@ impl Asm {
 
     /// `shrx to, from, rsp`: a shift right by 12 without touching flags.
     pub(crate) fn shrx(&mut self, width: u8, to: Reg, from: Reg) {
+        let shrx = Vex { map: 2, prefix: 3, w: width == 8, l: false, opcode: 0xF7 };
+        self.vex(shrx, to.0, RSP.0, Rm::Reg(from));
+    }
+
+    /// An instruction with a VEX prefix, its immediate the caller's to append. An unused `vvvv` is 0.
+    pub(crate) fn vex(&mut self, vex: Vex, reg: u8, vvvv: u8, rm: impl Into<Rm>) {
+        let rm = rm.into();
+        let (base, index) = rm.registers();
+        let high = |register: u8, at: u8| (!(register >> 3) & 1) << at;
         self.byte(0xC4);
-        self.byte((!(to.0 >> 3) & 1) << 7 | 1 << 6 | (!(from.0 >> 3) & 1) << 5 | 2);
-        self.byte(u8::from(width == 8) << 7 | (!RSP.0 & 15) << 3 | 3);
-        self.byte(0xF7);
-        self.operand(to.0, Rm::Reg(from));
+        self.byte(high(reg, 7) | high(index, 6) | high(base, 5) | vex.map);
+        self.byte(u8::from(vex.w) << 7 | (!vvvv & 15) << 3 | u8::from(vex.l) << 2 | vex.prefix);
+        self.byte(vex.opcode);
+        self.operand(reg, rm);
     }
 
     /// A jump to be placed, `opcode` being JRCXZ (E3), JMP (E9) or the low byte of a long Jcc (80 to 8F).

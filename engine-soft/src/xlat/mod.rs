@@ -10,11 +10,12 @@
 //! only in part, are the interpreter's. When the block is dropped, because its code has changed, the translation's first
 //! bytes become a way out: jumps that lead there need not be known.
 
-mod arena;
+pub(crate) mod arena;
 mod arith;
+mod bmi;
 mod body;
 mod data;
-mod emit;
+pub(crate) mod emit;
 mod flow;
 mod memory;
 mod registers;
@@ -22,7 +23,10 @@ mod run;
 mod stress;
 mod thunk;
 mod vector;
+mod wide;
 mod x87;
+
+use engine::cpuid::CpuModel;
 
 use crate::block::BlockRef;
 use arena::Arena;
@@ -34,6 +38,8 @@ pub(crate) use stress::Stress;
 
 /// Times that a block is interpreted before it is translated.
 const WARM: u8 = 6;
+/// Bytes of code: several kernels' worth of boots.
+const CODE: usize = 64 << 20;
 /// A block of [`crate::block::MAX_INSNS`] instructions needs no more than this.
 const ROOM: usize = 64 << 10;
 
@@ -88,7 +94,7 @@ pub(crate) struct Translator {
 impl Translator {
     /// Empty.
     pub(crate) fn new(haste: Haste) -> std::io::Result<Self> {
-        let mut arena = Arena::new()?;
+        let mut arena = Arena::new(CODE)?;
         let (code, thunks) = thunk::write(arena.next(), run::execute);
         arena.add(&code);
         let begin = arena.used();
@@ -137,13 +143,13 @@ impl Translator {
     }
 
     /// Makes one. The bytes are those of the block's instructions.
-    fn make(&mut self, block: BlockRef, bytes: &[u8], rip: u64, user: bool) -> usize {
+    fn make(&mut self, block: BlockRef, bytes: &[u8], rip: u64, (user, model): (bool, CpuModel)) -> usize {
         let number = self.translations.len();
         let header = block.header();
         let source = Source { insns: block.insns(), bytes, rip, sync: header.sync, user };
         let bmi2 = self.bmi2 && !self.happens(2);
         let stress = self.stress.as_mut().map(Stress::fork);
-        let setting = Setting { thunks: self.thunks, watching: self.watching, bmi2, stress };
+        let setting = Setting { thunks: self.thunks, watching: self.watching, bmi2, model, stress };
         let entry = self.arena.next();
         let code = translate(&source, entry, number, setting);
         self.arena.add(&code.bytes);
@@ -207,5 +213,7 @@ impl Translator {
     }
 }
 
+#[cfg(test)]
+mod host_tests;
 #[cfg(test)]
 mod tests;

@@ -6,6 +6,7 @@ use super::Translation;
 use super::thunk::{Departure, Site, reason};
 use crate::block::BlockRef;
 use crate::cpu::{Cpu, control};
+use crate::exec::fpu::avx;
 use crate::flags::{Flags, bit};
 use crate::fx::mxcsr;
 use crate::insn::RIP;
@@ -98,7 +99,7 @@ impl Cpu {
         let mut bytes = [0; 4096];
         let (gpa, len) = header.place();
         let bytes = &mut bytes[..len];
-        self.shared.ram.read(gpa, bytes).then(|| translator.make(block, bytes, rip, user))
+        self.shared.ram.read(gpa, bytes).then(|| translator.make(block, bytes, rip, (user, self.model)))
     }
 
     /// Lets the code that came here come directly the next time.
@@ -182,6 +183,7 @@ impl Cpu {
         self.tlb.frame.no_vectors = u64::from(!usable);
         self.tlb.frame.no_floats = u64::from(!(usable && masked));
         self.tell_x87();
+        self.tlb.frame.no_wide = u64::from(!(avx::is_usable(self) && masked));
     }
 
     /// One instruction of a translation.

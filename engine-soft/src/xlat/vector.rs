@@ -210,14 +210,14 @@ impl Body<'_> {
     }
 
     /// Where a general register's new value is made.
-    fn target(&self, to: Place) -> Reg {
+    pub(crate) fn target(&self, to: Place) -> Reg {
         match to {
             Place::Host(reg) => reg,
             Place::Slot(_) => RCX,
         }
     }
 
-    fn keep(&mut self, to: Place, reg: Reg) {
+    pub(crate) fn keep(&mut self, to: Place, reg: Reg) {
         if let Place::Slot(_) = to {
             self.asm.store(to.rm(), reg);
         }
@@ -228,21 +228,26 @@ impl Body<'_> {
         let size = i.memory_size().size();
         let at = self.address(i)?;
         if size == 16 && !is_unaligned(i) {
-            let va = match at {
-                Address::In(reg) => reg,
-                Address::Known(_) => RAX,
-            };
-            let vector = |byte| Op { prefix: 0x66, map: Map::Two, byte };
-            // movq xmm1, va; psllq xmm1, 60; movq rcx, xmm1
-            self.asm.modrm(vector(0x6E), 8, XMM1.0, va);
-            self.asm.modrm(vector(0x73), 4, 6, XMM1);
-            self.asm.immediate(1, 60);
-            self.asm.modrm(vector(0x7E), 8, XMM1.0, RCX);
-            let aligned = self.asm.jump(0xE3);
-            self.slow();
-            self.asm.land(aligned);
+            self.check_alignment(at, 60);
         }
         Some(self.probe(at, size, way))
+    }
+
+    /// Leaves the instruction to the interpreter unless an address, shifted left by so much, is 0.
+    pub(crate) fn check_alignment(&mut self, at: Address, shift: i32) {
+        let va = match at {
+            Address::In(reg) => reg,
+            Address::Known(_) => RAX,
+        };
+        let vector = |byte| Op { prefix: 0x66, map: Map::Two, byte };
+        // movq xmm1, va; psllq xmm1, shift; movq rcx, xmm1
+        self.asm.modrm(vector(0x6E), 8, XMM1.0, va);
+        self.asm.modrm(vector(0x73), 4, 6, XMM1);
+        self.asm.immediate(1, shift);
+        self.asm.modrm(vector(0x7E), 8, XMM1.0, RCX);
+        let aligned = self.asm.jump(0xE3);
+        self.slow();
+        self.asm.land(aligned);
     }
 }
 

@@ -208,19 +208,22 @@ fn segment_base(segment: Register) -> u64 {
 
 fn near_scratch(i: &Instruction, state: &State) -> bool {
     let near = SCRATCH - GUARD + 0x400..SCRATCH + SCRATCH_LEN as u64 + GUARD - 0x400;
-    InstructionInfoFactory::new().info(i).used_memory().iter().all(|memory| {
-        let address = memory.virtual_address(0, |register, _, _| {
-            Some(match register {
-                Register::RIP | Register::EIP => i.next_ip(),
-                _ if register.is_segment_register() => segment_base(register),
-                _ if register.is_gpr64() => state.gpr[register.number()],
-                _ if register.is_gpr32() => state.gpr[register.number()] & 0xFFFF_FFFF,
-                _ if register.is_gpr16() => state.gpr[register.number()] & 0xFFFF,
-                _ => state.gpr[register.number() & 3] & 0xFF,
-            })
-        });
-        address.is_some_and(|a| near.contains(&a) && near.contains(&a.wrapping_add(bit_offset(i, state))))
-    })
+    // Of a gather, the base is near and the indices are small.
+    let gathers = i.memory_index().is_vector_register();
+    gathers
+        || InstructionInfoFactory::new().info(i).used_memory().iter().all(|memory| {
+            let address = memory.virtual_address(0, |register, _, _| {
+                Some(match register {
+                    Register::RIP | Register::EIP => i.next_ip(),
+                    _ if register.is_segment_register() => segment_base(register),
+                    _ if register.is_gpr64() => state.gpr[register.number()],
+                    _ if register.is_gpr32() => state.gpr[register.number()] & 0xFFFF_FFFF,
+                    _ if register.is_gpr16() => state.gpr[register.number()] & 0xFFFF,
+                    _ => state.gpr[register.number() & 3] & 0xFF,
+                })
+            });
+            address.is_some_and(|a| near.contains(&a) && near.contains(&a.wrapping_add(bit_offset(i, state))))
+        })
 }
 
 /// How far from the addressed word BT and its like go, in bytes.
@@ -276,6 +279,9 @@ fn compare(
     }
     if e.rflags != a.rflags {
         line("rflags", &e.rflags, &a.rflags);
+    }
+    for n in (0..16).filter(|n| e.upper[*n] != a.upper[*n]) {
+        line(&format!("upper half of ymm{n}"), &e.upper[n], &a.upper[n]);
     }
     for n in (0..512).step_by(16).filter(|n| e.fx[*n..n + 16] != a.fx[*n..n + 16]) {
         line(&format!("fx[{n}]"), &&e.fx[n..n + 16], &&a.fx[n..n + 16]);

@@ -66,6 +66,7 @@ fn operand(i: &mut Instruction, n: u32, kind: Kind, mode: Mode, draw: &mut Draw)
         | Kind::r64_or_mem
         | Kind::mm_or_mem
         | Kind::xmm_or_mem
+        | Kind::ymm_or_mem
             if draw.once_in(2) =>
         {
             memory(i, n, mode, draw);
@@ -81,7 +82,16 @@ fn operand(i: &mut Instruction, n: u32, kind: Kind, mode: Mode, draw: &mut Draw)
             register(among(Register::RAX, 16, 16, mode, draw));
         }
         Kind::mm_or_mem | Kind::mm_reg | Kind::mm_rm => register(among(Register::MM0, 8, 8, mode, draw)),
-        Kind::xmm_or_mem | Kind::xmm_reg | Kind::xmm_rm => register(among(Register::XMM0, 16, 8, mode, draw)),
+        Kind::xmm_or_mem | Kind::xmm_reg | Kind::xmm_rm | Kind::xmm_vvvv | Kind::xmm_is4 => {
+            register(among(Register::XMM0, 16, 8, mode, draw));
+        }
+        Kind::ymm_or_mem | Kind::ymm_reg | Kind::ymm_rm | Kind::ymm_vvvv | Kind::ymm_is4 => {
+            register(among(Register::YMM0, 16, 8, mode, draw));
+        }
+        Kind::r32_vvvv => register(among(Register::EAX, 16, 8, mode, draw)),
+        Kind::r64_vvvv => register(among(Register::RAX, 16, 16, mode, draw)),
+        Kind::mem_vsib32x | Kind::mem_vsib64x => indexed(i, n, Register::XMM0, mode, draw),
+        Kind::mem_vsib32y | Kind::mem_vsib64y => indexed(i, n, Register::YMM0, mode, draw),
         Kind::st0 => register(Register::ST0),
         Kind::sti_opcode => register(among(Register::ST0, 8, 8, mode, draw)),
         Kind::seg_reg => register(draw.of(&[
@@ -246,6 +256,17 @@ fn memory(i: &mut Instruction, n: u32, mode: Mode, draw: &mut Draw) {
         i.set_memory_displ_size(if i8::try_from(disp).is_ok() { 1 } else { size });
     }
     i.set_memory_displacement64(disp as u64 & !0 >> (64 - 8 * size));
+}
+
+/// A memory operand whose index is a vector register.
+fn indexed(i: &mut Instruction, n: u32, first: Register, mode: Mode, draw: &mut Draw) {
+    i.set_op_kind(n, OpKind::Memory);
+    let base = if address_size(mode, draw) == 8 { Register::RAX } else { Register::EAX };
+    i.set_memory_base(among(base, 16, 8, mode, draw));
+    i.set_memory_index(among(first, 16, 8, mode, draw));
+    i.set_memory_index_scale(1 << draw.below(4));
+    i.set_memory_displ_size(1);
+    i.set_memory_displacement64(draw.bits() as i8 as u64);
 }
 
 /// The eight combinations of 16-bit addresses.

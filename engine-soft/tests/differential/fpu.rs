@@ -11,7 +11,7 @@ use super::machine::{Mode, Outcome, SCRATCH_LEN, State};
 use super::native::Native;
 
 /// Of FXSAVE64.
-mod at {
+pub mod at {
     pub const FCW: usize = 0;
     pub const FSW: usize = 2;
     pub const FTW: usize = 4;
@@ -97,12 +97,12 @@ fn float80(draw: &mut Draw) -> [u8; 10] {
     bytes
 }
 
-fn put(bytes: &mut [u8], at: usize, value: &[u8]) {
+pub fn put(bytes: &mut [u8], at: usize, value: &[u8]) {
     bytes[at..at + value.len()].copy_from_slice(value);
 }
 
 /// 16 bytes of integers, singles or doubles.
-fn vector(draw: &mut Draw) -> [u8; 16] {
+pub fn vector(draw: &mut Draw) -> [u8; 16] {
     let mut bytes = [0; 16];
     match draw.below(5) {
         0 => bytes.fill_with(|| draw.of(&[0, 1, 0x7F, 0x80, 0xFF, b'a', b'z', 3])),
@@ -133,7 +133,7 @@ fn masks(draw: &mut Draw) -> u64 {
     if draw.once_in(3) { draw.bits() & 0x3F } else { 0x3F }
 }
 
-fn prepare(i: &Instruction, state: &mut State, memory: &mut [u8; SCRATCH_LEN], draw: &mut Draw) {
+pub fn prepare(i: &Instruction, state: &mut State, memory: &mut [u8; SCRATCH_LEN], draw: &mut Draw) {
     let fx = &mut state.fx;
     let fcw = 0x40 | masks(draw) | draw.bits() & 0x1F00;
     let mut flags = draw.bits() & draw.bits() & 0x3F;
@@ -177,7 +177,7 @@ fn prepare(i: &Instruction, state: &mut State, memory: &mut [u8; SCRATCH_LEN], d
 /// Clears what CPUs differ in: the data pointer that newer ones keep only at exceptions, whether an MMX store has touched
 /// the tags when it faults; and on those of other vendors all x87 pointers, the fault's address in an operand of several
 /// parts, and approximations.
-fn settle(i: &Instruction, before: &State, outcome: &mut Outcome) {
+pub fn settle(i: &Instruction, before: &State, outcome: &mut Outcome) {
     let fx = &mut outcome.state.fx;
     fx[at::FDP..at::MXCSR].copy_from_slice(&before.fx[at::FDP..at::MXCSR]);
     fx[at::MXCSR_MASK..at::ST].copy_from_slice(&0xFFFF_u32.to_le_bytes());

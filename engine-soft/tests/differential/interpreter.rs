@@ -3,6 +3,7 @@
 #![expect(unsafe_code, reason = "the guest's memory is looked at by host address")]
 
 use engine::GuestMemory;
+use engine::cpuid::{CpuidTable, xsave};
 use engine::state::{Activity, DescriptorTable, Segment, SystemRegisters};
 use engine_soft::cpu::{Cpu, control};
 use engine_soft::flags::Flags;
@@ -90,6 +91,14 @@ impl Interpreter {
         Self { cpu, memory, mode: Mode::Long, translates: false, count: 1 }
     }
 
+    /// Of x86-64-v3, its YMM registers switched on.
+    pub fn wide(mut self) -> Self {
+        self.cpu.show(CpuidTable::x86_64_v3(1, 1_000_000));
+        self.cpu.cr4 |= control::CR4_OSXSAVE;
+        self.cpu.xcr0 = xsave::ALL;
+        self
+    }
+
     /// That translates: an instruction and a jump after it make a block, which is run as a whole.
     pub fn translating(haste: Haste) -> Self {
         let mut translator = Self { translates: true, ..Self::new() };
@@ -159,6 +168,7 @@ impl Executor for Interpreter {
         cpu.gpr[usize::from(RIP)] = CODE - base;
         cpu.flags = Flags::new(before.rflags & 0x24_0CD5 | 0x202);
         cpu.fx = FxArea::new(&before.fx);
+        cpu.upper = before.upper;
         // A repeated string instruction takes several turns.
         for _ in 0..0x4000 {
             let stop = cpu.run(self.count);
@@ -173,6 +183,7 @@ impl Executor for Interpreter {
         }
         let mut state = State {
             fx: cpu.fx.bytes(),
+            upper: cpu.upper,
             rip: cpu.rip().wrapping_add(base),
             rflags: cpu.flags.get(),
             ..before.clone()

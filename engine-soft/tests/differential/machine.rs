@@ -67,6 +67,8 @@ pub struct State {
     pub rip: u64,
     /// RFLAGS. On entry only the status flags and DF count.
     pub rflags: u64,
+    /// Upper halves of YMM registers; 0 where there are none.
+    pub upper: [u128; 16],
 }
 
 impl Default for State {
@@ -74,7 +76,7 @@ impl Default for State {
         let mut fx = [0; 512];
         fx[0..2].copy_from_slice(&0x37F_u16.to_le_bytes());
         fx[24..28].copy_from_slice(&0x1F80_u32.to_le_bytes());
-        Self { fx, gpr: [0; 16], rip: CODE, rflags: 2 }
+        Self { fx, gpr: [0; 16], rip: CODE, rflags: 2, upper: [0; 16] }
     }
 }
 

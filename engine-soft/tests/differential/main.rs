@@ -8,6 +8,7 @@
 
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 
+mod avx;
 mod campaign;
 mod draw;
 mod form;

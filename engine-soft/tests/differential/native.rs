@@ -36,6 +36,8 @@ struct Control {
     vector: u32,
     code: u32,
     address: u64,
+    /// Not zero: there are YMM registers.
+    wide: u64,
 }
 
 global_asm!(
@@ -51,6 +53,12 @@ global_asm!(
     "mov ds, eax",
     "mov es, eax",
     "fxrstor64 [{control} + {fx}]",
+    "cmp qword ptr [{control} + {wide}], 0",
+    "je 2f",
+    ".irp n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15",
+    "vinsertf128 ymm\\n, ymm\\n, [{control} + {upper} + 16 * \\n], 1",
+    ".endr",
+    "2:",
     "push qword ptr [{control} + {rflags}]",
     "popfq",
     "mov word ptr [{control} + {armed}], 1",
@@ -96,6 +104,12 @@ global_asm!(
     "pushfq",
     "pop qword ptr [{control} + {rflags}]",
     "fxsave64 [{control} + {fx}]",
+    "cmp qword ptr [{control} + {wide}], 0",
+    "je nvsim_native_resume",
+    ".irp n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15",
+    "vextractf128 [{control} + {upper} + 16 * \\n], ymm\\n, 1",
+    ".endr",
+    "vzeroupper",
     "nvsim_native_resume:",
     "mov word ptr [{control} + {armed}], 0",
     "mov ds, [{control} + {ds}]",
@@ -112,6 +126,8 @@ global_asm!(
     fx = const offset_of!(Control, state.fx),
     gpr = const offset_of!(Control, state.gpr),
     rflags = const offset_of!(Control, state.rflags),
+    upper = const offset_of!(Control, state.upper),
+    wide = const offset_of!(Control, wide),
     host_rsp = const offset_of!(Control, host_rsp),
     mxcsr = const offset_of!(Control, host_mxcsr),
     ds = const offset_of!(Control, host_ds),
@@ -217,6 +233,7 @@ impl Executor for Native {
             (*control).entry = (CODE - base) as u32;
             (*control).entry_cs = code;
             (*control).signalled = 0;
+            (*control).wide = u64::from(std::arch::is_x86_feature_detected!("avx"));
             nvsim_native_enter();
             let mut state = (*control).state.clone();
             state.rip = state.rip.wrapping_add(base);
@@ -322,7 +339,16 @@ extern "C" fn handler(signal: i32, _: *mut libc::siginfo_t, context: *mut libc::
         }
         (*state).rip = regs[libc::REG_RIP as usize] as u64;
         (*state).rflags = regs[libc::REG_EFL as usize] as u64;
-        std::ptr::copy_nonoverlapping(machine.fpregs.cast::<u8>(), (&raw mut (*state).fx).cast(), 512);
+        let fpregs = machine.fpregs.cast::<u8>();
+        std::ptr::copy_nonoverlapping(fpregs, (&raw mut (*state).fx).cast(), 512);
+        if (*control).wide != 0 {
+            // The rest of an XSAVE area: in its header, that AVX state is there; behind it, that state.
+            let live = fpregs.add(512).cast::<u64>().read() & 4 != 0;
+            (*state).upper = [0; 16];
+            if live {
+                std::ptr::copy_nonoverlapping(fpregs.add(576), (&raw mut (*state).upper).cast(), 256);
+            }
+        }
         (*control).signalled = 1;
         (*control).vector = regs[libc::REG_TRAPNO as usize] as u32;
         (*control).code = regs[libc::REG_ERR as usize] as u32;

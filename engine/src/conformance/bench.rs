@@ -9,7 +9,9 @@ use iced_x86::code_asm::CodeAssembler;
 use super::journal::Journal;
 use super::machine::Machine;
 use super::scene::{Mode, Scene};
-use crate::Engine;
+use crate::cpuid::{CpuModel, CpuidTable, xsave};
+use crate::{Engine, Error, GuestMemory, PartitionSpec};
+use vm_memory::GuestAddress;
 
 /// Why a case failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,8 +23,8 @@ impl fmt::Display for Failure {
     }
 }
 
-impl From<crate::Error> for Failure {
-    fn from(error: crate::Error) -> Self {
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
         let source = std::error::Error::source(&error).map(|cause| format!(": {cause}"));
         Self(format!("engine: {error}{}", source.unwrap_or_default()))
     }
@@ -116,7 +118,30 @@ impl<'e> Bench<'e> {
         program: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>,
     ) -> Started<'e> {
         let scene = Scene::new(mode, program)?;
-        Machine::new(self.engines.clone(), self.moving && vcpus == 1, vcpus, scene)
+        Machine::new(self.engines.clone(), self.moving && vcpus == 1, vcpus, CpuModel::V2, scene)
+    }
+
+    /// A CPU of x86-64-v3 in 64-bit mode, its YMM registers switched on; nothing where an engine has none on this host.
+    pub(super) fn wide(
+        &self,
+        program: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>,
+    ) -> Result<Option<Machine<'e>>, Failure> {
+        let memory = GuestMemory::from_ranges(&[(GuestAddress(0), 0x1000)]);
+        let memory = memory.map_err(|error| Failure(format!("no guest memory: {error}")))?;
+        for engine in &self.engines {
+            let tsc_khz = super::crew::tsc_khz(*engine);
+            let cpuid = CpuidTable::x86_64_v3(1, tsc_khz);
+            match engine.build(&PartitionSpec { vcpus: 1, cpuid, tsc_khz, seed: 1 }, &memory) {
+                Err(Error::Unfit { .. }) => return Ok(None),
+                built => drop(built?),
+            }
+        }
+        let scene = Scene::new(Mode::Long, program)?;
+        let machine = Machine::new(self.engines.clone(), self.moving, 1, CpuModel::V3, scene)?;
+        Ok(Some(machine.with(|state| {
+            state.system.cr4 |= 1 << 18;
+            state.system.xcr0 = xsave::ALL;
+        })))
     }
 }
 

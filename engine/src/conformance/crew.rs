@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::bench::Failure;
-use crate::cpuid::CpuidTable;
+use crate::cpuid::{CpuModel, CpuidTable};
 use crate::state::CpuState;
 use crate::{Built, Engine, Entry, Exit, ExitKind, GuestMemory, Partition, PartitionSpec, Seat, VcpuId};
 
@@ -55,9 +55,14 @@ pub(super) fn tsc_khz(engine: &dyn Engine) -> u32 {
 }
 
 impl Crew {
-    pub(super) fn new(engine: &dyn Engine, vcpus: u8, memory: &GuestMemory) -> Result<Self, Failure> {
+    pub(super) fn new(
+        engine: &dyn Engine,
+        vcpus: u8,
+        model: CpuModel,
+        memory: &GuestMemory,
+    ) -> Result<Self, Failure> {
         let tsc_khz = tsc_khz(engine);
-        let cpuid = CpuidTable::x86_64_v2(vcpus, tsc_khz);
+        let cpuid = CpuidTable::new(model, vcpus, tsc_khz);
         let Built { partition, seats } =
             engine.build(&PartitionSpec { vcpus, cpuid, tsc_khz, seed: 1 }, memory)?;
         let (sender, letters) = channel();

@@ -10,6 +10,7 @@ use super::bench::Failure;
 use super::crew::{self, Crew, PATIENCE};
 use super::scene::{self, END, Mode, Scene, TRAP};
 use super::trap::Trap;
+use crate::cpuid::CpuModel;
 use crate::state::{Activity, CpuState, Lapic, gpr};
 use crate::{Engine, Entry, Exit, ExitKind, GuestMemory, Msi, Partition, VcpuId};
 
@@ -22,6 +23,7 @@ pub(super) struct Machine<'e> {
     turn: usize,
     moving: bool,
     vcpus: u8,
+    model: CpuModel,
     mode: Mode,
     pub(super) memory: GuestMemory,
     crew: Crew,
@@ -36,12 +38,13 @@ impl<'e> Machine<'e> {
         engines: Vec<&'e dyn Engine>,
         moving: bool,
         vcpus: u8,
+        model: CpuModel,
         scene: Scene,
     ) -> Result<Self, Failure> {
         let Scene { mode, memory, state } = scene;
-        let crew = Crew::new(engines[0], vcpus, &memory)?;
+        let crew = Crew::new(engines[0], vcpus, model, &memory)?;
         let start = std::iter::once(state).chain((1..vcpus).map(CpuState::reset)).collect();
-        Ok(Self { engines, turn: 0, moving, vcpus, mode, memory, crew, start, last: None })
+        Ok(Self { engines, turn: 0, moving, vcpus, model, mode, memory, crew, start, last: None })
     }
 
     /// Changes vCPU 0's state at the start.
@@ -155,7 +158,7 @@ impl<'e> Machine<'e> {
             entries.push(self.crew.entry(vcpu).map_or(Entry::Resume, |entry| *entry));
         }
         self.turn = (self.turn + 1) % self.engines.len();
-        self.crew = Crew::new(self.engines[self.turn], self.vcpus, &self.memory)?;
+        self.crew = Crew::new(self.engines[self.turn], self.vcpus, self.model, &self.memory)?;
         for (vcpu, state) in (0..).zip(&states) {
             self.crew.restore(vcpu, state)?;
         }

@@ -28,6 +28,7 @@ mod snapshot;
 mod strings;
 mod system;
 mod watch;
+mod wide;
 
 pub use bench::{Bench, Case, Failure, Outcome, Report, Selection};
 
@@ -53,6 +54,7 @@ pub fn cases() -> Vec<Case> {
         smp::CASES,
         snapshot::CASES,
         watch::CASES,
+        wide::CASES,
     ]
     .concat()
 }

@@ -1,20 +1,28 @@
-//! x87, MMX and SSE state in the FXSAVE64 format (SDM vol. 1, table 10-3).
+//! x87, MMX and SSE state in the FXSAVE64 format (SDM vol. 1, table 10-3), and the upper halves of YMM registers.
 
-/// The 512-byte FXSAVE area. XSAVE state beyond it is not part of the CPU model yet.
+/// The 512-byte FXSAVE area and what AVX adds.
 #[derive(Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Fpu {
     /// The area; 512 bytes.
     bytes: Vec<u8>,
+    /// Bits 128 to 255 of YMM0 to YMM15.
+    pub upper: [u128; 16],
 }
 
 impl Fpu {
     /// Size of the area in bytes.
     pub const SIZE: usize = 512;
 
-    /// From an FXSAVE64 image.
+    /// From an FXSAVE64 image. Upper halves are 0.
     #[must_use]
     pub fn new(bytes: &[u8; Self::SIZE]) -> Self {
-        Self { bytes: bytes.to_vec() }
+        Self { bytes: bytes.to_vec(), upper: [0; 16] }
+    }
+
+    /// The same with these upper halves.
+    #[must_use]
+    pub fn with_upper(self, upper: [u128; 16]) -> Self {
+        Self { upper, ..self }
     }
 
     /// The FXSAVE64 image.

@@ -79,6 +79,8 @@ pub struct SystemRegisters {
     pub cr4: u64,
     /// CR8: bits 7..4 of the task priority.
     pub cr8: u64,
+    /// XCR0: see [`crate::cpuid::xsave`].
+    pub xcr0: u64,
     /// Extended feature enable register.
     pub efer: u64,
     /// Local APIC base register.
@@ -116,6 +118,7 @@ impl SystemRegisters {
             cr3: 0,
             cr4: 0,
             cr8: 0,
+            xcr0: crate::cpuid::xsave::X87,
             efer: 0,
             apic_base: 0xFEE0_0800 | u64::from(bootstrap) << 8,
         }

@@ -5,9 +5,9 @@ use guest_agent::{HOST_PARAMETER, Job, Pmem, Request};
 use guest_image::{Image, OwnKernel, Store};
 use vmm::boot::{BootSpec, Kernel};
 use vmm::nvdimm::{Entropy, Fs, OpenDimms};
-use vmm::{EngineChoice, MachineSpec, Snapshot};
+use vmm::{CpuModel, EngineChoice, MachineSpec, Snapshot};
 
-use crate::cli::{EngineName, Mount, RunArgs};
+use crate::cli::{CpuName, EngineName, Mount, RunArgs};
 
 /// What a run begins with.
 pub enum Start {
@@ -53,6 +53,7 @@ impl Plan {
         words.extend(args.append.iter().cloned());
         let spec = MachineSpec {
             vcpus: args.cpus,
+            cpu: model(args.cpu),
             ram: args.memory,
             boot: BootSpec {
                 kernel: Kernel::Elf(image.vmlinux.clone()),
@@ -85,6 +86,13 @@ impl Plan {
             request: Request { pmem: Vec::new(), job, stay },
             origin: Origin::default(),
         })
+    }
+}
+
+fn model(name: CpuName) -> CpuModel {
+    match name {
+        CpuName::V2 => CpuModel::V2,
+        CpuName::V3 => CpuModel::V3,
     }
 }
 

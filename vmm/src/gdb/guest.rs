@@ -132,7 +132,7 @@ impl MultiThreadBase for Guest {
             image[160 + 16 * n..][..16].copy_from_slice(&regs.xmm[n].to_le_bytes());
         }
         image[24..28].copy_from_slice(&regs.mxcsr.to_le_bytes());
-        *fpu = Fpu::new(&image);
+        *fpu = Fpu::new(&image).with_upper(fpu.upper);
         self.changed.push(vcpu(tid));
         Ok(())
     }

@@ -23,7 +23,7 @@ use super::{Snapshot, State};
 use crate::{Error, Result};
 
 /// Changes with anything in the file.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 const MAGIC: &[u8; 16] = b"nvsim snapshot\r\n";
 const HEADER: usize = 64;

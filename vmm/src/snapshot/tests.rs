@@ -92,13 +92,17 @@ impl Desk {
     }
 
     pub(crate) fn machine(&self, dimms: &[&str], stop_at: u64) -> Machine {
+        self.machine_of(crate::CpuModel::V2, dimms, stop_at)
+    }
+
+    fn machine_of(&self, cpu: crate::CpuModel, dimms: &[&str], stop_at: u64) -> Machine {
         let boot = BootSpec {
             kernel: Kernel::detect(&self.path("kernel")).unwrap(),
             initrd: None,
             command_line: String::new(),
         };
         let (wall_clock, interactive, stop_at) = (0, false, Some(stop_at));
-        let spec = MachineSpec { vcpus: 2, ram: RAM, boot, seed: 3, wall_clock, interactive, stop_at };
+        let spec = MachineSpec { vcpus: 2, cpu, ram: RAM, boot, seed: 3, wall_clock, interactive, stop_at };
         Machine::new(spec, self.wiring(dimms), Box::new(Soft::new())).unwrap()
     }
 
@@ -171,6 +175,24 @@ fn a_pause_comes_between_instructions_and_can_be_kept() {
     machine.snapshot().unwrap();
     let (hash, _) = run_to(&mut machine, WHOLE);
     assert_eq!(hash, run_to(&mut desk.machine(&[], 0), WHOLE).0);
+}
+
+#[test]
+fn models_of_cpus_do_not_mix() {
+    if !crate::host_lacks_of_v3().is_empty() {
+        println!("skipped: the host is not x86-64-v3");
+        return;
+    }
+    let desk = Desk::new();
+    let [mut v2, mut v3] = [crate::CpuModel::V2, crate::CpuModel::V3].map(|cpu| desk.machine_of(cpu, &[], 0));
+    assert_ne!(v2.identity().unwrap(), v3.identity().unwrap());
+    run_to(&mut v3, PART);
+    let snapshot = v3.snapshot_without_dimms().unwrap();
+    let error = v2.go_on_from(&snapshot).unwrap_err().to_string();
+    assert!(error.contains("its processors are v3, not v2; give --cpu v3"), "{error}");
+    let mut other = desk.machine_of(crate::CpuModel::V3, &[], 0);
+    other.go_on_from(&snapshot).unwrap();
+    assert_eq!(run_to(&mut other, WHOLE).0, run_to(&mut v3, WHOLE).0);
 }
 
 #[test]

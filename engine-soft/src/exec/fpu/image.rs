@@ -72,6 +72,11 @@ fn fxrstor<const WIDE: bool>(cpu: &mut Cpu, insn: &Insn) -> Step {
 
 fn ldmxcsr(cpu: &mut Cpu, insn: &Insn) -> Step {
     sse_usable(cpu)?;
+    load_mxcsr(cpu, insn)
+}
+
+/// LDMXCSR and VLDMXCSR, once they may.
+pub fn load_mxcsr(cpu: &mut Cpu, insn: &Insn) -> Step {
     let value = cpu.load::<u32>(insn)?;
     if value & !mxcsr::VALID != 0 {
         return cpu.gp();

@@ -1,4 +1,5 @@
-//! x87, MMX and SSE to SSE4.2 (SDM vol. 1, ch. 8 to 12): what x86-64-v2 shows, without AES, PCLMULQDQ and XSAVE.
+//! x87, MMX and SSE to SSE4.2 (SDM vol. 1, ch. 8 to 12): what x86-64-v2 shows, without AES and PCLMULQDQ. Below, what
+//! x86-64-v3 adds: AVX, AVX2, FMA, F16C ([`avx`]) and XSAVE ([`xsave`]).
 //!
 //! Moves and what touches general registers or memory in its own way is written out; what computes is done by the host's
 //! own instruction ([`native`]), its operands fetched and its faults raised here. So every result, NaN payload and
@@ -7,6 +8,7 @@
 //! The order of faults is the architecture's: #UD and #NM by CR0 and CR4, a pending x87 exception (#MF), the memory
 //! operand's, then #XM.
 
+pub mod avx;
 mod image;
 mod mmx;
 pub mod native;
@@ -15,6 +17,7 @@ pub(crate) mod sse;
 #[cfg(test)]
 mod tests;
 pub(crate) mod x87;
+pub mod xsave;
 
 use iced_x86::{Code, Instruction};
 

@@ -41,6 +41,11 @@ fn movnt128(cpu: &mut Cpu, insn: &Insn) -> Step {
 
 fn maskmovdqu(cpu: &mut Cpu, insn: &Insn) -> Step {
     sse_usable(cpu)?;
+    store_bytes_by_mask(cpu, insn)
+}
+
+/// MASKMOVDQU and VMASKMOVDQU, once they may.
+pub fn store_bytes_by_mask(cpu: &mut Cpu, insn: &Insn) -> Step {
     let data = cpu.fx.xmm(insn.r[1]).to_le_bytes();
     let mask = cpu.fx.xmm(insn.r[2]).to_le_bytes();
     masked(cpu, insn, &data, &mask)

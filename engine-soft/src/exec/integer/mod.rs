@@ -9,6 +9,7 @@ mod operand;
 mod alu;
 mod atomic;
 mod bits;
+pub mod bmi;
 mod decimal;
 mod flagops;
 mod mov;

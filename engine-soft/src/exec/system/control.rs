@@ -1,6 +1,6 @@
 //! Control and debug registers (SDM vol. 3, 2.5 and 18.2; vol. 2, MOV to and from control and debug registers).
 
-use engine::cpuid::PHYSICAL_ADDRESS_BITS;
+use engine::cpuid::{CpuModel, PHYSICAL_ADDRESS_BITS};
 use engine::event::FenceKind;
 use engine::state::{Segment, SystemRegisters};
 use iced_x86::{Code, Instruction};
@@ -71,8 +71,9 @@ pub(crate) fn valid_cr0(cr0: u64) -> bool {
 }
 
 /// The bits of a CR4 value exist.
-pub(crate) fn valid_cr4(cr4: u64) -> bool {
-    cr4 & !CR4 == 0
+pub(crate) fn valid_cr4(cr4: u64, model: CpuModel) -> bool {
+    let more = if model == CpuModel::V3 { control::CR4_OSXSAVE } else { 0 };
+    cr4 & !(CR4 | more) == 0
 }
 
 impl Cpu {
@@ -120,7 +121,7 @@ impl Cpu {
 
     fn write_cr4(&mut self, value: u64) -> Step {
         let long = self.efer & control::EFER_LMA != 0;
-        if !valid_cr4(value) || long && value & control::CR4_PAE == 0 {
+        if !valid_cr4(value, self.model) || long && value & control::CR4_PAE == 0 {
             return self.gp();
         }
         let changed = self.cr4 ^ value;

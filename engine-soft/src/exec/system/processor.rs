@@ -1,6 +1,7 @@
 //! Identity, time, model-specific registers, segment bases, interrupts on and off (SDM vol. 2: CPUID, RDTSC, RDTSCP,
 //! RDPMC, RDRAND, RDMSR, WRMSR, SWAPGS, RDFSBASE and its like, CLI, STI, HLT, PAUSE).
 
+use engine::cpuid::{CpuModel, xsave};
 use engine::event::FenceKind;
 use engine::state::{Activity, SystemRegisters};
 use iced_x86::{Code, Instruction};
@@ -49,12 +50,20 @@ const RBX: u8 = 3;
 
 /// Bit of CPUID leaf 1, EDX: a local APIC that is enabled.
 const APIC: u32 = 1 << 9;
+/// Bit of CPUID leaf 1, ECX: CR4.OSXSAVE.
+const OSXSAVE: u32 = 1 << 27;
 
 fn cpuid(cpu: &mut Cpu, _: &Insn) -> Step {
     let (leaf, subleaf) = (cpu.get::<u32>(RAX), cpu.get::<u32>(RCX));
-    let [eax, ebx, ecx, mut edx] = cpu.cpuid.lookup(leaf, subleaf);
+    let [eax, mut ebx, mut ecx, mut edx] = cpu.cpuid.lookup(leaf, subleaf);
     if leaf == 1 && !cpu.lapic.enabled() {
         edx &= !APIC;
+    }
+    if leaf == 1 && cpu.cr4 & control::CR4_OSXSAVE != 0 {
+        ecx |= OSXSAVE;
+    }
+    if (leaf, subleaf) == (0xD, 0) && cpu.model == CpuModel::V3 {
+        ebx = xsave::size(cpu.xcr0) as u32;
     }
     for (register, value) in [(RAX, eax), (RBX, ebx), (RCX, ecx), (RDX, edx)] {
         cpu.put(register, value);

@@ -315,7 +315,7 @@ fn bases_of_fs_and_gs() {
 #[test]
 fn identity_comes_from_the_table() {
     let mut cpu = cpu(0xFFFF_FFFF_0000_0001);
-    cpu.cpuid = CpuidTable::x86_64_v2(2, 1_000_000).for_vcpu(1);
+    cpu.show(CpuidTable::x86_64_v2(2, 1_000_000).for_vcpu(1));
     execute(&mut cpu, &[0x0F, 0xA2]);
     assert_eq!(cpu.gpr[RAX], 0x0001_06CA);
     assert_eq!(cpu.gpr[RBX] >> 24, 1);

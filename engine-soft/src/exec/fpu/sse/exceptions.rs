@@ -2,15 +2,14 @@
 //! and 4.9.2).
 //!
 //! A lane with an unmasked overflow or underflow is inexact if its result is, rounded to the operands' precision but with
-//! an unbounded exponent. The x87's exponent is as good as unbounded, and its precision can be set: it is asked. The steps
-//! of a dot product are instructions of their own: one with an unmasked exception is the last.
+//! an unbounded exponent: so its bits are counted. The steps of a dot product are instructions of their own: one with an
+//! unmasked exception is the last.
 
 use iced_x86::Code;
 
 use super::float::{Addsd, Addss, Cvtsd2ss, Divsd, Divss, Float, Mulsd, Mulss, Subsd, Subss, masked};
-use crate::exec::fpu::native::{self, Scratch};
-use crate::fx::{FxArea, fcw, mxcsr};
-use crate::insn::Insn;
+use super::fused::{fused_double, fused_single};
+use crate::fx::mxcsr;
 
 /// What happens in a lane.
 #[derive(Debug, Clone, Copy)]
@@ -21,6 +20,8 @@ enum Op {
     Div,
     /// From double to single.
     Narrow,
+    /// `a * b + c`.
+    Fused,
 }
 
 /// Precision of a lane's result.
@@ -30,7 +31,7 @@ enum Precision {
     Double,
 }
 
-use Op::{Add, Div, Mul, Narrow, Sub};
+use Op::{Add, Div, Fused, Mul, Narrow, Sub};
 use Precision::{Double, Single};
 
 impl Precision {
@@ -47,82 +48,116 @@ impl Precision {
     fn lanes(self) -> usize {
         128 / self.bits()
     }
+
+    /// Bits of a significand.
+    fn significand(self) -> u32 {
+        if self == Single { 24 } else { 53 }
+    }
 }
 
-/// An operation on one pair of numbers.
+/// An operation on some numbers.
 #[derive(Debug, Clone, Copy)]
 struct Lane {
     op: Op,
     a: u64,
     b: u64,
+    c: u64,
 }
 
-/// The flags that the instruction sets though it is refused; `None` if it is none that can overflow or underflow.
+/// The flags that an instruction sets though it is refused; `None` if it is none that can overflow or underflow. For each
+/// half of its registers, `halves` has three operands: destination, first and second source; an instruction with one
+/// source has it last.
 #[cold]
-pub fn flags(insn: &Insn, a: u128, b: u128, mxcsr: u32) -> Option<u32> {
-    let code = Code::try_from(usize::from(insn.code)).ok()?;
-    let packed = |op, precision: Precision| vertical(precision, a, b, precision.lanes(), |_| op);
-    let scalar = |op, precision| vertical(precision, a, b, 1, |_| op);
-    let alternating = |n| if n % 2 == 0 { Sub } else { Add };
-    let (precision, lanes) = match code {
-        Code::Addps_xmm_xmmm128 => (Single, packed(Add, Single)),
-        Code::Addpd_xmm_xmmm128 => (Double, packed(Add, Double)),
-        Code::Addss_xmm_xmmm32 => (Single, scalar(Add, Single)),
-        Code::Addsd_xmm_xmmm64 => (Double, scalar(Add, Double)),
-        Code::Subps_xmm_xmmm128 => (Single, packed(Sub, Single)),
-        Code::Subpd_xmm_xmmm128 => (Double, packed(Sub, Double)),
-        Code::Subss_xmm_xmmm32 => (Single, scalar(Sub, Single)),
-        Code::Subsd_xmm_xmmm64 => (Double, scalar(Sub, Double)),
-        Code::Mulps_xmm_xmmm128 => (Single, packed(Mul, Single)),
-        Code::Mulpd_xmm_xmmm128 => (Double, packed(Mul, Double)),
-        Code::Mulss_xmm_xmmm32 => (Single, scalar(Mul, Single)),
-        Code::Mulsd_xmm_xmmm64 => (Double, scalar(Mul, Double)),
-        Code::Divps_xmm_xmmm128 => (Single, packed(Div, Single)),
-        Code::Divpd_xmm_xmmm128 => (Double, packed(Div, Double)),
-        Code::Divss_xmm_xmmm32 => (Single, scalar(Div, Single)),
-        Code::Divsd_xmm_xmmm64 => (Double, scalar(Div, Double)),
-        Code::Addsubps_xmm_xmmm128 => (Single, vertical(Single, a, b, 4, alternating)),
-        Code::Addsubpd_xmm_xmmm128 => (Double, vertical(Double, a, b, 2, alternating)),
-        Code::Haddps_xmm_xmmm128 => (Single, horizontal(Single, a, b, Add)),
-        Code::Haddpd_xmm_xmmm128 => (Double, horizontal(Double, a, b, Add)),
-        Code::Hsubps_xmm_xmmm128 => (Single, horizontal(Single, a, b, Sub)),
-        Code::Hsubpd_xmm_xmmm128 => (Double, horizontal(Double, a, b, Sub)),
-        Code::Cvtsd2ss_xmm_xmmm64 => (Single, vertical(Double, 0, b, 1, |_| Narrow)),
-        Code::Cvtpd2ps_xmm_xmmm128 => (Single, vertical(Double, 0, b, 2, |_| Narrow)),
-        Code::Dpps_xmm_xmmm128_imm8 => return Some(dot_product(Single, insn.imm, a, b, mxcsr)),
-        Code::Dppd_xmm_xmmm128_imm8 => return Some(dot_product(Double, insn.imm, a, b, mxcsr)),
+pub fn flags(code: Code, imm: u64, halves: &[[u128; 3]], mxcsr: u32) -> Option<u32> {
+    let name = format!("{:?}", code.mnemonic()).to_lowercase();
+    let name = name.strip_prefix('v').unwrap_or(&name);
+    let (operation, kind) = name.split_at_checked(name.len().checked_sub(2)?)?;
+    let (precision, packed) = match kind {
+        "ps" => (Single, true),
+        "pd" => (Double, true),
+        "ss" => (Single, false),
+        "sd" => (Double, false),
         _ => return None,
+    };
+    let (halves, count) = if packed { (halves, precision.lanes()) } else { (&halves[..1], 1) };
+    let vertical = |of: Precision, count, op: &dyn Fn(usize) -> Op| {
+        vertical(of, halves, count, |n, [_, a, b]| Lane { op: op(n), a, b, c: 0 })
+    };
+    let all = |op| vertical(precision, count, &|_| op);
+    let lanes = match operation {
+        "add" => all(Add),
+        "sub" => all(Sub),
+        "mul" => all(Mul),
+        "div" => all(Div),
+        "addsub" => vertical(precision, count, &|n| if n % 2 == 0 { Sub } else { Add }),
+        "hadd" => horizontal(precision, halves, Add),
+        "hsub" => horizontal(precision, halves, Sub),
+        "cvtsd2" => vertical(Double, 1, &|_| Narrow),
+        "cvtpd2" => vertical(Double, 2, &|_| Narrow),
+        "dp" => return Some(dot_product(precision, imm, halves, mxcsr)),
+        _ => fused(precision, halves, count, operation)?,
     };
     Some(step(precision, &lanes, mxcsr).0)
 }
 
-fn vertical(precision: Precision, a: u128, b: u128, count: usize, op: impl Fn(usize) -> Op) -> Vec<Lane> {
-    let lane = |n| Lane { op: op(n), a: precision.lane(a, n), b: precision.lane(b, n) };
-    (0..count).map(lane).collect()
+/// Lanes of three operands each.
+fn vertical(
+    precision: Precision,
+    halves: &[[u128; 3]],
+    count: usize,
+    lane: impl Fn(usize, [u64; 3]) -> Lane,
+) -> Vec<Lane> {
+    let of = |half: &[u128; 3], n| lane(n, half.map(|register| precision.lane(register, n)));
+    halves.iter().flat_map(|half| (0..count).map(|n| of(half, n)).collect::<Vec<_>>()).collect()
 }
 
-fn horizontal(precision: Precision, a: u128, b: u128, op: Op) -> Vec<Lane> {
+fn horizontal(precision: Precision, halves: &[[u128; 3]], op: Op) -> Vec<Lane> {
     let pairs = |register| {
         (0..precision.lanes()).step_by(2).map(move |n| Lane {
             op,
             a: precision.lane(register, n),
             b: precision.lane(register, n + 1),
+            c: 0,
         })
     };
-    pairs(a).chain(pairs(b)).collect()
+    halves.iter().flat_map(|&[_, a, b]| pairs(a).chain(pairs(b))).collect()
+}
+
+/// FMA's operations: the order of operands is in the name, as is what is negated.
+fn fused(precision: Precision, halves: &[[u128; 3]], count: usize, operation: &str) -> Option<Vec<Lane>> {
+    let (operation, order) = operation.split_at_checked(operation.len().checked_sub(3)?)?;
+    let sign = 1 << (precision.bits() - 1);
+    let negated = operation.starts_with("fn");
+    let what = operation.trim_start_matches("fn").trim_start_matches('f').strip_prefix('m')?;
+    let subtracts = |n: usize| match what {
+        "sub" => true,
+        "addsub" => n.is_multiple_of(2),
+        "subadd" => !n.is_multiple_of(2),
+        _ => false,
+    };
+    let lane = |n, [x, y, z]: [u64; 3]| {
+        let (a, b, c) = match order {
+            "132" => (x, z, y),
+            "213" => (y, x, z),
+            _ => (y, z, x),
+        };
+        let flip = |on, value| if on { value ^ sign } else { value };
+        Lane { op: Fused, a: flip(negated, a), b, c: flip(subtracts(n), c) }
+    };
+    matches!(order, "132" | "213" | "231").then(|| vertical(precision, halves, count, lane))
 }
 
 /// The products that bits 4 and up of the immediate choose, then sums of neighbours.
-fn dot_product(precision: Precision, imm: u64, a: u128, b: u128, mxcsr: u32) -> u32 {
-    let products: Vec<Lane> = vertical(precision, a, b, precision.lanes(), |_| Mul)
-        .into_iter()
-        .enumerate()
-        .map(|(n, lane)| if imm >> (4 + n) & 1 != 0 { lane } else { Lane { a: 0, b: 0, ..lane } })
-        .collect();
+fn dot_product(precision: Precision, imm: u64, halves: &[[u128; 3]], mxcsr: u32) -> u32 {
+    let product = |n, [_, a, b]: [u64; 3]| match imm >> (4 + n) & 1 {
+        0 => Lane { op: Mul, a: 0, b: 0, c: 0 },
+        _ => Lane { op: Mul, a, b, c: 0 },
+    };
+    let products = vertical(precision, halves, precision.lanes(), product);
     let (mut flags, mut results) = step(precision, &products, mxcsr);
-    while results.len() > 1 && mxcsr::unmasked(flags, mxcsr) == 0 {
+    while results.len() > halves.len() && mxcsr::unmasked(flags, mxcsr) == 0 {
         let sums: Vec<Lane> =
-            results.chunks_exact(2).map(|pair| Lane { op: Add, a: pair[0], b: pair[1] }).collect();
+            results.chunks_exact(2).map(|pair| Lane { op: Add, a: pair[0], b: pair[1], c: 0 }).collect();
         let (raised, sums) = step(precision, &sums, mxcsr);
         flags |= raised;
         results = sums;
@@ -144,54 +179,122 @@ fn step(precision: Precision, lanes: &[Lane], mxcsr: u32) -> (u32, Vec<u64>) {
 
 /// One operation: its result and the flags that it raises.
 fn run(precision: Precision, lane: Lane, mxcsr: u32) -> (u64, u32) {
-    let (a, b) = (u128::from(lane.a), u128::from(lane.b));
-    let run = match (lane.op, precision) {
-        (Add, Single) => Addss::run,
-        (Add, Double) => Addsd::run,
-        (Sub, Single) => Subss::run,
-        (Sub, Double) => Subsd::run,
-        (Mul, Single) => Mulss::run,
-        (Mul, Double) => Mulsd::run,
-        (Div, Single) => Divss::run,
-        (Div, Double) => Divsd::run,
-        (Narrow, _) => Cvtsd2ss::run,
-    };
-    let (result, raised) = masked(mxcsr, |control| run(&a, &b, control));
+    let [a, b, c] = [lane.a, lane.b, lane.c].map(u128::from);
+    let (result, raised) = masked(mxcsr, |control| match (lane.op, precision) {
+        (Add, Single) => Addss::run(&a, &b, control),
+        (Add, Double) => Addsd::run(&a, &b, control),
+        (Sub, Single) => Subss::run(&a, &b, control),
+        (Sub, Double) => Subsd::run(&a, &b, control),
+        (Mul, Single) => Mulss::run(&a, &b, control),
+        (Mul, Double) => Mulsd::run(&a, &b, control),
+        (Div, Single) => Divss::run(&a, &b, control),
+        (Div, Double) => Divsd::run(&a, &b, control),
+        (Narrow, _) => Cvtsd2ss::run(&a, &b, control),
+        (Fused, Single) => fused_single(&a, &b, &c, control),
+        (Fused, Double) => fused_double(&a, &b, &c, control),
+    });
     let out_of_range = mxcsr::unmasked(raised, mxcsr) & (mxcsr::OE | mxcsr::UE) != 0;
-    let inexact =
-        if out_of_range { inexact_unbounded(precision, lane, mxcsr) } else { raised & mxcsr::PE != 0 };
+    let inexact = if out_of_range { is_inexact(precision, lane, mxcsr) } else { raised & mxcsr::PE != 0 };
     let precise = raised & !mxcsr::PE;
     (precision.lane(result, 0), if inexact { precise | mxcsr::PE } else { precise })
 }
 
+/// A finite number: `significand`, which is odd or 0, times a power of 2.
+#[derive(Debug, Clone, Copy)]
+struct Number {
+    negative: bool,
+    significand: u128,
+    exponent: i32,
+}
+
+impl Number {
+    fn new(negative: bool, significand: u128, exponent: i32) -> Self {
+        if significand == 0 {
+            return Self { negative, significand, exponent: 0 };
+        }
+        let zeros = significand.trailing_zeros();
+        Self { negative, significand: significand >> zeros, exponent: exponent + zeros as i32 }
+    }
+
+    /// Of a lane's bits.
+    fn of(precision: Precision, bits: u64, mxcsr: u32) -> Self {
+        let fraction = precision.significand() - 1;
+        let biased = (bits >> fraction) as i32 & if precision == Single { 0xFF } else { 0x7FF };
+        let low = u128::from(bits & ((1 << fraction) - 1));
+        let significand = match biased {
+            0 if mxcsr & mxcsr::DAZ != 0 => 0,
+            0 => low,
+            _ => low | 1 << fraction,
+        };
+        Self::new(bits >> (precision.bits() - 1) & 1 != 0, significand, biased.max(1))
+    }
+
+    /// Bits of the significand.
+    fn len(self) -> u32 {
+        128 - self.significand.leading_zeros()
+    }
+
+    fn times(self, other: Self) -> Self {
+        let negative = self.negative != other.negative;
+        Self::new(negative, self.significand * other.significand, self.exponent + other.exponent)
+    }
+
+    /// Bits that the exact sum takes; the most that can be told, if they are many more than a number has.
+    fn len_of_sum(self, other: Self) -> u32 {
+        if self.significand == 0 || other.significand == 0 {
+            return self.len().max(other.len());
+        }
+        let (high, low) = if self.exponent > other.exponent { (self, other) } else { (other, self) };
+        let ahead = high.exponent.abs_diff(low.exponent);
+        if ahead.saturating_add(high.len()) > 120 {
+            return 120;
+        }
+        let (high, low) = ((high.significand << ahead, high.negative), (low.significand, low.negative));
+        let sum = if high.1 == low.1 { high.0 + low.0 } else { high.0.abs_diff(low.0) };
+        Self::new(false, sum, 0).len()
+    }
+}
+
 /// Whether the operation is inexact where the exponent has no bounds.
-fn inexact_unbounded(precision: Precision, lane: Lane, mxcsr: u32) -> bool {
-    const SINGLE: u16 = 0;
-    const DOUBLE: u16 = 2 << 8;
-    const PE: u16 = 1 << 5;
-    let control = if precision == Single { SINGLE } else { DOUBLE };
-    let rounding = ((mxcsr & mxcsr::ROUNDING) >> 3) as u16;
-    let mut fx = FxArea::default();
-    fx.fcw = fcw::MASKS | fcw::ONE | control | rounding;
-    let narrow = matches!(lane.op, Narrow);
-    let (load, exponent) =
-        if precision == Single && !narrow { (0xD900, 0xFF << 23) } else { (0xDD00, 0x7FF << 52) };
-    let mut push = |value: u64| {
-        let zeroed = mxcsr & mxcsr::DAZ != 0 && value & exponent == 0;
-        let mut memory = Scratch(u128::from(if zeroed { 0 } else { value }).to_le_bytes());
-        native::x87(&mut fx, load, &mut memory);
+fn is_inexact(precision: Precision, lane: Lane, mxcsr: u32) -> bool {
+    let source = if matches!(lane.op, Narrow) { Double } else { precision };
+    let [a, b, c] = [lane.a, lane.b, lane.c].map(|bits| Number::of(source, bits, mxcsr));
+    // The exponent of a product is that of a sum less the bias, for a sum to add up.
+    let bias = if precision == Single { 127 + 23 } else { 1023 + 52 };
+    let len = match lane.op {
+        Add => a.len_of_sum(b),
+        Sub => a.len_of_sum(Number { negative: !b.negative, ..b }),
+        Mul => a.times(b).len(),
+        Div if b.significand == 0 || a.significand % b.significand != 0 => return true,
+        Div => Number::new(false, a.significand / b.significand, 0).len(),
+        Narrow => b.len(),
+        Fused => {
+            let product = a.times(b);
+            Number { exponent: product.exponent - bias, ..product }.len_of_sum(c)
+        }
     };
-    // A conversion is a multiplication by one.
-    let (a, b) = if narrow { (1.0_f64.to_bits(), lane.b) } else { (lane.a, lane.b) };
-    push(b);
-    push(a);
-    let operation = match lane.op {
-        Add => 0xD8C1,
-        Mul | Narrow => 0xD8C9,
-        Sub => 0xD8E1,
-        Div => 0xD8F1,
-    };
-    fx.fsw &= !PE;
-    native::x87(&mut fx, operation, &mut Scratch([0; 16]));
-    fx.fsw & PE != 0
+    len > precision.significand()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bits_of_exact_results_are_counted() {
+        let double = |value: f64| Number::of(Double, value.to_bits(), 0);
+        assert_eq!(double(1.0).len_of_sum(double(2_f64.powi(-52))), 53);
+        assert_eq!(double(1.0).len_of_sum(double(2_f64.powi(-53))), 54);
+        assert_eq!(double(1.0).len_of_sum(double(-1.0)), 0);
+        assert_eq!(double(1.0).len_of_sum(double(f64::from_bits(1))), 120);
+        assert_eq!(double(3.0).times(double(5.0)).len(), 4);
+        let exact = |op, a: f64, b: f64, c: f64| {
+            let [a, b, c] = [a, b, c].map(f64::to_bits);
+            !is_inexact(Double, Lane { op, a, b, c }, 0)
+        };
+        assert!(exact(Fused, f64::MAX, 2.0, 0.0) && exact(Fused, 2_f64.powi(1000), 2_f64.powi(100), 0.0));
+        assert!(exact(Fused, 2_f64.powi(1000), 2_f64.powi(40), 2_f64.powi(1000)));
+        assert!(!exact(Fused, f64::MAX, 2.0, 1.0) && !exact(Mul, f64::MAX, f64::MAX, 0.0));
+        assert!(exact(Div, 2_f64.powi(1000), 2_f64.powi(-1000), 0.0) && !exact(Div, 1.0, 3.0, 0.0));
+    }
 }

@@ -164,7 +164,8 @@ pub fn compute_lanes(
     run: impl Fn(&mut u32) -> u128,
 ) -> Step<u128> {
     let (result, raised) = masked(cpu.fx.mxcsr, run);
-    settle(cpu, raised, |mxcsr| exceptions::flags(insn, a, b, mxcsr))?;
+    let code = Code::try_from(usize::from(insn.code)).unwrap_or_default();
+    settle(cpu, raised, |mxcsr| exceptions::flags(code, insn.imm, &[[0, a, b]], mxcsr))?;
     Ok(result)
 }
 

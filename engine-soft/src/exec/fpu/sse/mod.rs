@@ -2,8 +2,9 @@
 
 mod compare;
 mod convert;
-mod exceptions;
+pub mod exceptions;
 mod float;
+mod fused;
 mod immediate;
 mod lanes;
 mod moves;
@@ -17,7 +18,7 @@ use crate::insn::{Exec, Insn};
 use crate::trap::Step;
 
 pub use float::{
-    Cvtdq2pd, Cvtdq2ps, Cvtpd2dq, Cvtps2dq, Cvttpd2dq, Cvttps2dq, Float, compute, compute_lanes,
+    Cvtdq2pd, Cvtdq2ps, Cvtpd2dq, Cvtps2dq, Cvttpd2dq, Cvttps2dq, Float, compute, compute_lanes, masked,
 };
 pub use lanes::byte_signs;
 
