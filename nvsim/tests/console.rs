@@ -4,26 +4,15 @@ mod common;
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::OwnedFd;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use rustix::fs::OFlags;
-use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use common::pty;
 use rustix::termios::{LocalModes, tcgetattr};
 
 const NVSIM: &str = env!("CARGO_BIN_EXE_nvsim");
 const PATIENCE: Duration = Duration::from_secs(300);
-
-fn pty() -> (OwnedFd, File) {
-    let host = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
-    grantpt(&host).unwrap();
-    unlockpt(&host).unwrap();
-    let name = ptsname(&host, Vec::new()).unwrap();
-    let guest = rustix::fs::open(&name, OFlags::RDWR | OFlags::NOCTTY, rustix::fs::Mode::empty()).unwrap();
-    (host, File::from(guest))
-}
 
 /// What appeared on a terminal so far, read by a thread.
 #[derive(Clone)]

@@ -10,6 +10,7 @@ sync
 for f in pmem0/* pmem1/*; do
   [ -f $f ] && echo $f $(filefrag -v $f | awk '$1=="0:"{print $4}' | tr -d .:)
 done
+nvsim-mark begin
 run() { for w in write mmap sync; do nvsim-store $w pmem$1/$2-$w 0 4096 N $1-$2-$w || exit 1; done; }
 for n in 0 1; do
   run $n base
@@ -20,3 +21,4 @@ for n in 0 1; do
   echo 'write through' > $b/queue/write_cache; run $n through; echo 'write back' > $b/queue/write_cache; sync
 done
 mount -o remount,nobarrier /mnt/pmem0 && run 0 nobarrier
+nvsim-mark end

@@ -8,7 +8,7 @@ use nvdimm_model::medium::{Content, Cut, ImageName, Rules, Survivors};
 use crate::{Event, Floor, Header, Kind, Result};
 
 /// Stores after which what is decided is forgotten: some tens of MiB.
-const MANY: u64 = 1 << 20;
+const MANY: u64 = 1 << 18;
 
 /// The DIMMs' contents after some events.
 #[derive(Debug)]

@@ -96,6 +96,15 @@ impl When {
         matches!(self.moment, Moment::Random { among: None, .. })
     }
 
+    /// The number of the event that was drawn for a random moment.
+    #[must_use]
+    pub fn drawn(&self) -> Option<u64> {
+        match self.moment {
+            Moment::Random { seed, among } => Some(draw(seed, among.unwrap_or(AMONG))),
+            _ => None,
+        }
+    }
+
     /// Draws an open moment from all events of a trace, read from its begin, that may change what survives; with a mark,
     /// from those behind it.
     ///
@@ -217,10 +226,7 @@ impl Cutter {
     /// Waits from the start of a run.
     #[must_use]
     pub fn new(when: &When) -> Self {
-        let mut moment = when.moment.clone();
-        if let Moment::Random { seed, among } = moment {
-            moment = Moment::Event(draw(seed, among.unwrap_or(AMONG)));
-        }
+        let moment = when.drawn().map_or_else(|| when.moment.clone(), Moment::Event);
         Self { after: when.after.clone(), moment, seen: 0, instruction: 0, time: 0 }
     }
 
@@ -253,6 +259,12 @@ impl Cutter {
         };
         self.seen += u64::from(counts);
         if counts && self.seen == n { Verdict::After } else { Verdict::GoOn }
+    }
+
+    /// How many events of the kind that it waits for have been met.
+    #[must_use]
+    pub fn seen(&self) -> u64 {
+        self.seen
     }
 
     /// When the moment comes without an event.
@@ -323,6 +335,9 @@ mod tests {
         assert_eq!(at("insn:10"), None);
         for seed in 0..20 {
             assert!(matches!(at(&format!("random:{seed}/4")), Some(1 | 2 | 4 | 5)));
+            let drawn = |text: String| text.parse::<When>().unwrap().drawn();
+            assert!(matches!(drawn(format!("random:{seed}/4")), Some(1..=4)));
+            assert_eq!(drawn(format!("event:{seed}1")), None);
         }
     }
 

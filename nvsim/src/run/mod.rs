@@ -157,7 +157,10 @@ pub fn run(args: RunArgs, errand: Errand) -> Result<ExitCode> {
     };
     let report = warm::run(&mut machine, warm, kept_at);
     drop(terminal);
-    let report = report?;
+    let report = report.map_err(|error| match (&args.record, error.downcast_ref()) {
+        (Some(path), Some(vmm::Error::Trace(_))) => error.context(path.display().to_string()),
+        _ => error,
+    })?;
     if let Some(keep) = keep {
         eprintln!("nvsim: the run ended before a snapshot could be kept in {}", keep.file.display());
     }

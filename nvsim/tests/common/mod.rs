@@ -1,9 +1,13 @@
 //! Runs the nvsim command as its users do.
 #![allow(dead_code, clippy::allow_attributes, clippy::allow_attributes_without_reason)]
 
+use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::{Command, Output};
 
+use rustix::fs::OFlags;
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use serde_json::Value;
 
 /// What a run of nvsim gave.
@@ -72,4 +76,14 @@ impl Ran {
         let text = self.ok();
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error} in:\n{text}"))
     }
+}
+
+/// Both ends of a terminal.
+pub fn pty() -> (OwnedFd, File) {
+    let host = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    grantpt(&host).unwrap();
+    unlockpt(&host).unwrap();
+    let name = ptsname(&host, Vec::new()).unwrap();
+    let guest = rustix::fs::open(&name, OFlags::RDWR | OFlags::NOCTTY, rustix::fs::Mode::empty()).unwrap();
+    (host, File::from(guest))
 }

@@ -6,7 +6,9 @@ use std::sync::atomic::Ordering;
 use engine::GuestMemory;
 use nvdimm_model::geometry::LINE;
 use nvdimm_model::medium::{Base, ChunkWrite};
-use trace::{BLOCK, Contents, Cutter, Due, Event, Floor, Header, Kind, Reached, Verdict, in_short};
+use trace::{
+    BLOCK, Contents, Cutter, Due, Event, Floor, Header, Kind, Moment, Reached, Verdict, When, in_short,
+};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::spec::{CutReport, CutSpec, survivors_name};
@@ -60,7 +62,15 @@ impl Cutting {
 
     /// What was waited for, if it has not come.
     pub fn missed(&self) -> Option<String> {
-        self.reached.is_none().then(|| self.spec.when.to_string())
+        let when = &self.spec.when;
+        let told = || match (&when.moment, when.drawn(), self.cutter.seen()) {
+            (&Moment::Random { seed, .. }, Some(drawn), seen @ 1..) => {
+                let within = When { moment: Moment::Random { seed, among: Some(seen) }, ..when.clone() };
+                format!("{when} drew event {drawn}, but there were only {seen} (give {within}), so it")
+            }
+            _ => when.to_string(),
+        };
+        self.reached.is_none().then(told)
     }
 
     /// Where the power went, if it has.
@@ -190,6 +200,25 @@ mod tests {
             zones: vec![ZoneHeader { start: START, end: START + (2 << 20), dimms: vec![0] }],
             ..Header::default()
         }
+    }
+
+    #[test]
+    fn a_random_moment_that_never_came_says_how_many_events_there_were() {
+        let cutting = |when: &str| {
+            let when = when.parse().unwrap();
+            let mut own = Cutting::new(CutSpec { when, survivors: Survivors::None, rules: Rules::default() });
+            let kind = Kind::Flush { address: START, kind: nvdimm_model::medium::FlushKind::Clwb };
+            for _ in 0..3 {
+                own.see(&Event { vcpu: 0, instruction: 0, time: 0, rip: 0, chain: 0, kind });
+            }
+            own.missed().unwrap()
+        };
+        let told = cutting("random:1");
+        assert!(
+            told.starts_with("random:1 drew event ") && told.contains("only 3 (give random:1/3)"),
+            "{told}"
+        );
+        assert_eq!(cutting("store:9"), "store:9");
     }
 
     /// Whoever is killed while the DIMMs get what is left finds what a power cut may leave: first the moments after the cut,

@@ -15,6 +15,8 @@ mod recorder;
 mod spec;
 mod survey;
 mod tape;
+#[cfg(test)]
+mod tests;
 mod words;
 
 pub use mark::mark_name;
