@@ -86,3 +86,51 @@ fn bad_traces(folder: &Path) {
     let refused = nvsim(folder, &["cut", "run.nvt", "--at", "mark:begin", "-o", "d.nvd"]);
     assert!(refused.code == 125 && refused.stderr.contains("exists already"), "{}", refused.stderr);
 }
+
+/// Wall and CPU time of nvsim runs.
+fn timed(what: impl FnOnce()) -> (f64, f64) {
+    // User and system time of children that were waited for, in hundredths of a second (proc(5)).
+    let spent = || {
+        let stat = fs::read_to_string("/proc/self/stat").unwrap();
+        let after = stat.rsplit_once(") ").map_or(stat.as_str(), |(_, after)| after);
+        let hundredths: f64 = after.split(' ').skip(13).take(2).map(|n| n.parse::<f64>().unwrap()).sum();
+        hundredths / 100.0
+    };
+    let (started, before) = (std::time::Instant::now(), spent());
+    what();
+    (started.elapsed().as_secs_f64(), spent() - before)
+}
+
+/// Prints what it takes to cut a run at an instruction and to boot what is left to a mounted file system, each from its boot
+/// snapshot, and what recording costs: `cargo test --release -p nvsim --test power_cut -- --ignored --nocapture`.
+#[test]
+#[ignore = "a measurement"]
+fn figures() {
+    let folder = tempdir().unwrap();
+    let work = "head -c 4M /dev/urandom > /mnt/pmem0/g; sync; nvsim-mark end";
+    exec(folder.path(), "printf before > /mnt/pmem0/f; sync", &["--nvdimm", "d.nvd,size=64M"]).ok();
+    let plain = exec(folder.path(), work, &["--nvdimm", "d.nvd"]);
+    let end = plain.summary["marks"][0]["instructions"].as_u64().unwrap();
+    for round in 0..3 {
+        let at = format!("insn:{}", end - 100_000);
+        let cut = timed(|| {
+            let ran =
+                exec(folder.path(), work, &["--nvdimm", "d.nvd", "--cut", &at, "--survivors", "random:1"]);
+            assert_eq!(ran.code, 118, "{}", ran.stderr);
+        });
+        let boot = timed(|| {
+            let read = exec(folder.path(), "cat /mnt/pmem0/f", &["--nvdimm", "d.nvd"]);
+            assert_eq!(read.ok(), "before");
+        });
+        println!("cut {:.2} s ({:.2} s CPU), boot {:.2} s ({:.2} s CPU)", cut.0, cut.1, boot.0, boot.1);
+        let trace = format!("{round}.nvt");
+        let plain = timed(|| drop(exec(folder.path(), work, &["--nvdimm", "d.nvd"]).ok()));
+        let recorded =
+            timed(|| drop(exec(folder.path(), work, &["--nvdimm", "d.nvd", "--record", &trace]).ok()));
+        let stats = nvsim(folder.path(), &["trace", "stats", &trace, "--json"]).json();
+        println!(
+            "plain {:.2} s ({:.2} s CPU), recorded with chains {:.2} s ({:.2} s CPU), {} events",
+            plain.0, plain.1, recorded.0, recorded.1, stats["end"]["events"]
+        );
+    }
+}
