@@ -104,7 +104,7 @@ fn what_a_device_writes_into_a_dimm_is_recorded_and_sure() {
     let bytes = shelf.0.lock().unwrap().clone();
     let mut trace = Reader::new(&bytes[..]).unwrap();
     let mut stores = Vec::new();
-    while let Some(Event { kind, instruction: 3, time: 5, .. }) = trace.next_event().unwrap() {
+    while let Some(Event { kind, .. }) = trace.next_event().unwrap() {
         let Kind::Store { address, data, kind: StoreKind::Device } = kind else { panic!("{kind:?}") };
         stores.push((address, data.to_vec()));
     }
