@@ -1,11 +1,13 @@
 //! A power cut at this moment: the image for a choice of survivors, and its name.
 
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
 use super::log::{NONE, Step, StepId};
-use super::reach::{Base, Content, Limits};
+use super::name::LineName;
+use super::reach::{Base, Content, Limits, overlay};
 use super::{ImageName, Marks, Medium, Raise, Sure};
 use crate::Error;
 use crate::geometry::LINE;
@@ -51,8 +53,26 @@ pub struct Image {
 pub struct Cut<'a> {
     pub(super) medium: &'a Medium,
     sure: Image,
-    /// Lines in doubt, with what is sure of them.
-    pub(super) doubt: Vec<(u64, Marks, Content)>,
+    /// Lines in doubt, in order.
+    pub(super) doubt: Vec<Doubt>,
+    /// The steps in doubt of all of them, line by line, the oldest first.
+    steps: Vec<(StepId, Step)>,
+}
+
+/// A line in doubt.
+#[derive(Debug)]
+pub(super) struct Doubt {
+    pub(super) line: u64,
+    marks: Marks,
+    /// The newest sure step of each chunk.
+    floors: Limits,
+    /// Whether chunks choose each for itself; else the floors are one.
+    pub(super) by_chunks: bool,
+    /// What is sure of it.
+    pub(super) sure: Content,
+    /// The part of that in the image's name.
+    named: LineName,
+    steps: Range<usize>,
 }
 
 /// What is kept of a line when the decided is forgotten.
@@ -71,17 +91,26 @@ impl Medium {
         for (&line, &marks) in &self.lines {
             let address = line * LINE;
             let start = base.line(address);
-            let content = self.content(marks.top, &self.floors(line, marks), start);
+            let floors = self.floors(line, marks);
+            let content = self.content(marks.top, &floors, start);
             if marks.floor != marks.top {
-                doubt.push((line, marks, content));
+                let by_chunks = self.chunked.contains_key(&line);
+                let named = LineName::new(address, &content);
+                doubt.push(Doubt { line, marks, floors, by_chunks, sure: content, named, steps: 0..0 });
             }
             if content != start {
                 sure.name.change(address, &start, &content);
                 sure.lines.insert(address, content);
             }
         }
-        doubt.sort_unstable_by_key(|&(line, ..)| line);
-        Cut { medium: self, sure, doubt }
+        doubt.sort_unstable_by_key(|doubt| doubt.line);
+        let mut steps = Vec::new();
+        for doubt in &mut doubt {
+            let first = steps.len();
+            steps.extend(self.steps_in_doubt(doubt.marks, &doubt.floors));
+            doubt.steps = first..steps.len();
+        }
+        Cut { medium: self, sure, doubt, steps }
     }
 
     /// Forgets what is decided, so that long runs fit into memory: gives the lines whose sure content differs from `base`;
@@ -91,8 +120,7 @@ impl Medium {
     /// [`Error::MediumFull`] if what is in doubt fills a medium by itself.
     pub fn settle(&mut self, base: &impl Base) -> Result<Image, Error> {
         let Cut { sure, doubt, .. } = self.cut(base);
-        let keep = doubt.into_iter().map(|(line, marks, _)| {
-            let floors = self.floors(line, marks);
+        let keep = doubt.into_iter().map(|Doubt { line, marks, floors, .. }| {
             // Above the lowest floor all steps stay, lest an older one show through where a newer one is sure.
             let lowest = floors.iter().copied().min().unwrap_or(marks.floor);
             let mut steps: Vec<_> = self.log.back(marks.top, lowest).map(|(id, step)| (id, *step)).collect();
@@ -189,75 +217,6 @@ impl Medium {
         cut.sure.lines.retain(|&address, content| *content != base.line(address));
         Ok(Image { lines: cut.sure.lines, name: outcome.name })
     }
-
-    /// The newest step of each chunk that a choice lets survive.
-    pub(super) fn limits(&self, line: u64, marks: Marks, survivors: &Survivors) -> Result<Limits, Error> {
-        match survivors {
-            Survivors::None => Ok(self.floors(line, marks)),
-            Survivors::All => Ok([marks.top; 8]),
-            Survivors::Random(seed) => Ok(self.random_limits(line, marks, *seed)),
-            Survivors::Picks(picks) => match picks.get(&(line * LINE)) {
-                None => Ok(self.floors(line, marks)),
-                Some(pick) => self.picked(line, marks, pick).ok_or(Error::BadPick { address: line * LINE }),
-            },
-        }
-    }
-
-    fn picked(&self, line: u64, marks: Marks, pick: &Pick) -> Option<Limits> {
-        let floors = self.floors(line, marks);
-        let steps = self.steps_in_doubt(marks, &floors);
-        match (pick, self.chunked.contains_key(&line)) {
-            (&Pick::InOrder { kept, torn }, false) => {
-                let mut limits = match kept {
-                    0 => floors,
-                    kept => [steps.get(kept as usize - 1)?.0; 8],
-                };
-                if torn != 0 {
-                    let (id, step) = steps.get(kept as usize)?;
-                    let allowed = step.chunks();
-                    if torn & !allowed != 0 || torn == allowed || !self.tears(step) {
-                        return None;
-                    }
-                    super::set_floors(&mut limits, torn, *id);
-                }
-                Some(limits)
-            }
-            (Pick::ByChunks(kept), true) => {
-                let mut limits = floors;
-                for (chunk, &kept) in kept.iter().enumerate().filter(|(_, kept)| **kept > 0) {
-                    limits[chunk] = own_steps(&steps, &floors, chunk).nth(kept as usize - 1)?;
-                }
-                Some(limits)
-            }
-            _ => None,
-        }
-    }
-
-    fn random_limits(&self, line: u64, marks: Marks, seed: u64) -> Limits {
-        let floors = self.floors(line, marks);
-        let steps = self.steps_in_doubt(marks, &floors);
-        let mut random = Random(seed ^ line.wrapping_mul(0xd6e8_feb8_6659_fd93));
-        if self.chunked.contains_key(&line) {
-            let mut limits = floors;
-            for (chunk, limit) in limits.iter_mut().enumerate() {
-                let own: Vec<_> = own_steps(&steps, &floors, chunk).collect();
-                let kept = random.below(own.len() as u64 + 1) as usize;
-                if kept > 0 {
-                    *limit = own[kept - 1];
-                }
-            }
-            return limits;
-        }
-        let kept = random.below(steps.len() as u64 + 1) as usize;
-        let mut limits = if kept == 0 { floors } else { [steps[kept - 1].0; 8] };
-        if let Some((id, step)) = steps.get(kept).filter(|(_, step)| self.tears(step)) {
-            let torn = step.chunks() & random.below(256) as u8;
-            if torn != step.chunks() {
-                super::set_floors(&mut limits, torn, *id);
-            }
-        }
-        limits
-    }
 }
 
 impl Cut<'_> {
@@ -272,24 +231,108 @@ impl Cut<'_> {
     /// [`Error::NotInDoubt`] for a pick on a line that is not, [`Error::BadPick`] for one that it does not have.
     pub fn outcome(&self, survivors: &Survivors) -> Result<Image, Error> {
         self.check(survivors)?;
-        let mut image = Image { lines: BTreeMap::new(), name: self.sure.name };
-        for &(line, marks, sure) in &self.doubt {
-            let limits = self.medium.limits(line, marks, survivors)?;
-            // Nothing below the floor can show through what is sure.
-            let content = self.medium.content(marks.top, &limits, sure);
-            if content != sure {
-                image.name.change(line * LINE, &sure, &content);
-                image.lines.insert(line * LINE, content);
+        let mut name = self.sure.name;
+        let mut lines = Vec::with_capacity(self.doubt.len());
+        for doubt in &self.doubt {
+            let limits = self.limits(doubt, survivors)?;
+            let content = self.content(doubt, &limits);
+            if content != doubt.sure {
+                let address = doubt.line * LINE;
+                name.exchange(doubt.named, LineName::new(address, &content));
+                lines.push((address, content));
             }
         }
-        Ok(image)
+        Ok(Image { lines: lines.into_iter().collect(), name })
+    }
+
+    /// The newest step of each chunk that a choice lets survive.
+    pub(super) fn limits(&self, doubt: &Doubt, survivors: &Survivors) -> Result<Limits, Error> {
+        match survivors {
+            Survivors::None => Ok(doubt.floors),
+            Survivors::All => Ok([doubt.marks.top; 8]),
+            Survivors::Random(seed) => Ok(self.random_limits(doubt, *seed)),
+            Survivors::Picks(picks) => match picks.get(&(doubt.line * LINE)) {
+                None => Ok(doubt.floors),
+                Some(pick) => self.picked(doubt, pick).ok_or(Error::BadPick { address: doubt.line * LINE }),
+            },
+        }
+    }
+
+    /// Its steps in doubt, the oldest first.
+    pub(super) fn steps(&self, doubt: &Doubt) -> &[(StepId, Step)] {
+        &self.steps[doubt.steps.clone()]
+    }
+
+    /// A line's content when, in each chunk, the steps up to a limit survive.
+    pub(super) fn content(&self, doubt: &Doubt, limits: &Limits) -> Content {
+        let mut content = doubt.sure;
+        for (id, step) in self.steps(doubt) {
+            let lives = |&chunk: &usize| *id > doubt.floors[chunk] && *id <= limits[chunk];
+            let chunks = (0..8).filter(lives).fold(0, |chunks, chunk| chunks | 1 << chunk);
+            overlay(&mut content, step, self.medium.log.data(step), chunks);
+        }
+        content
+    }
+
+    fn picked(&self, doubt: &Doubt, pick: &Pick) -> Option<Limits> {
+        let (floors, steps) = (doubt.floors, self.steps(doubt));
+        match (pick, doubt.by_chunks) {
+            (&Pick::InOrder { kept, torn }, false) => {
+                let mut limits = match kept {
+                    0 => floors,
+                    kept => [steps.get(kept as usize - 1)?.0; 8],
+                };
+                if torn != 0 {
+                    let (id, step) = steps.get(kept as usize)?;
+                    let allowed = step.chunks();
+                    if torn & !allowed != 0 || torn == allowed || !self.medium.tears(step) {
+                        return None;
+                    }
+                    super::set_floors(&mut limits, torn, *id);
+                }
+                Some(limits)
+            }
+            (Pick::ByChunks(kept), true) => {
+                let mut limits = floors;
+                for (chunk, &kept) in kept.iter().enumerate().filter(|(_, kept)| **kept > 0) {
+                    limits[chunk] = own_steps(steps, &floors, chunk).nth(kept as usize - 1)?;
+                }
+                Some(limits)
+            }
+            _ => None,
+        }
+    }
+
+    fn random_limits(&self, doubt: &Doubt, seed: u64) -> Limits {
+        let (floors, steps) = (doubt.floors, self.steps(doubt));
+        let mut random = Random(seed ^ doubt.line.wrapping_mul(0xd6e8_feb8_6659_fd93));
+        if doubt.by_chunks {
+            let mut limits = floors;
+            for (chunk, limit) in limits.iter_mut().enumerate() {
+                let own: Vec<_> = own_steps(steps, &floors, chunk).collect();
+                let kept = random.below(own.len() as u64 + 1) as usize;
+                if kept > 0 {
+                    *limit = own[kept - 1];
+                }
+            }
+            return limits;
+        }
+        let kept = random.below(steps.len() as u64 + 1) as usize;
+        let mut limits = if kept == 0 { floors } else { [steps[kept - 1].0; 8] };
+        if let Some((id, step)) = steps.get(kept).filter(|(_, step)| self.medium.tears(step)) {
+            let torn = step.chunks() & random.below(256) as u8;
+            if torn != step.chunks() {
+                super::set_floors(&mut limits, torn, *id);
+            }
+        }
+        limits
     }
 
     /// Whether all lines that are picked are in doubt.
     pub(super) fn check(&self, survivors: &Survivors) -> Result<(), Error> {
         let Survivors::Picks(picks) = survivors else { return Ok(()) };
         let in_doubt = |address: u64| {
-            let found = self.doubt.binary_search_by_key(&(address / LINE), |&(line, ..)| line);
+            let found = self.doubt.binary_search_by_key(&(address / LINE), |doubt| doubt.line);
             address.is_multiple_of(LINE) && found.is_ok()
         };
         match picks.keys().find(|address| !in_doubt(**address)) {

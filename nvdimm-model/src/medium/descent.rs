@@ -29,29 +29,29 @@ impl Cut<'_> {
     pub fn descent(&self, survivors: &Survivors) -> Result<Vec<ChunkWrite>, Error> {
         self.check(survivors)?;
         let mut writes = Vec::new();
-        for &(line, marks, sure) in &self.doubt {
-            let limits = self.medium.limits(line, marks, survivors)?;
+        for doubt in &self.doubt {
+            let limits = self.limits(doubt, survivors)?;
             let mut put = |now: &mut Content, chunk: usize, to: &Content| {
                 let bytes = 8 * chunk..8 * chunk + 8;
                 if now[bytes.clone()] != to[bytes.clone()] {
                     now[bytes.clone()].copy_from_slice(&to[bytes.clone()]);
                     writes.push((
-                        line * LINE + 8 * chunk as u64,
+                        doubt.line * LINE + 8 * chunk as u64,
                         crate::le::u64_at(now, bytes.start).to_le_bytes(),
                     ));
                 }
             };
-            if self.medium.chunked.contains_key(&line) {
+            if doubt.by_chunks {
                 // Each chunk may hold what it is to hold, whatever the others do.
-                let mut now = self.medium.content(marks.top, &[marks.top; 8], sure);
-                let to = self.medium.content(marks.top, &limits, sure);
+                let mut now = self.content(doubt, &[StepId::MAX; 8]);
+                let to = self.content(doubt, &limits);
                 (0..LINE_BYTES / 8).for_each(|chunk| put(&mut now, chunk, &to));
                 continue;
             }
-            let steps = self.medium.steps_in_doubt(marks, &[marks.floor; 8]);
-            let mut now = sure;
+            let steps = self.steps(doubt);
+            let mut now = doubt.sure;
             let mut before = Vec::with_capacity(steps.len());
-            for (_, step) in &steps {
+            for (_, step) in steps {
                 before.push(now);
                 overlay(&mut now, step, self.medium.log.data(step), 0xff);
             }

@@ -11,20 +11,31 @@ use super::LINE_BYTES;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ImageName([u64; 4]);
 
-impl ImageName {
-    /// A line's content becomes another.
-    pub fn change(&mut self, address: u64, old: &[u8; LINE_BYTES], new: &[u8; LINE_BYTES]) {
-        self.combine(address, old, u64::wrapping_sub);
-        self.combine(address, new, u64::wrapping_add);
-    }
+/// A line's part in the name of an image.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct LineName([u64; 4]);
 
-    fn combine(&mut self, address: u64, content: &[u8; LINE_BYTES], how: fn(u64, u64) -> u64) {
+impl LineName {
+    /// The part of a line at an address.
+    pub fn new(address: u64, content: &[u8; LINE_BYTES]) -> Self {
         let mut message = [0; 8 + LINE_BYTES];
         message[..8].copy_from_slice(&address.to_le_bytes());
         message[8..].copy_from_slice(content);
         let hash = blake3::hash(&message);
-        for (lane, part) in self.0.iter_mut().zip(hash.as_bytes().chunks_exact(8)) {
-            *lane = how(*lane, crate::le::u64_at(part, 0));
+        Self(std::array::from_fn(|lane| crate::le::u64_at(hash.as_bytes(), 8 * lane)))
+    }
+}
+
+impl ImageName {
+    /// A line's content becomes another.
+    pub fn change(&mut self, address: u64, old: &[u8; LINE_BYTES], new: &[u8; LINE_BYTES]) {
+        self.exchange(LineName::new(address, old), LineName::new(address, new));
+    }
+
+    /// One line's part for another's.
+    pub(super) fn exchange(&mut self, old: LineName, new: LineName) {
+        for (lane, (old, new)) in self.0.iter_mut().zip(old.0.into_iter().zip(new.0)) {
+            *lane = lane.wrapping_sub(old).wrapping_add(new);
         }
     }
 }

@@ -245,6 +245,9 @@ fn covers(raise: &Raise, id: StepId, step: &Step) -> bool {
 
 /// Puts a step's bytes, as far as they lie in the chunks of a mask, over a content.
 pub(super) fn overlay(content: &mut Content, step: &Step, data: &[u8], chunks: u8) {
+    if step.chunks() & !chunks == 0 {
+        return content[usize::from(step.at)..][..data.len()].copy_from_slice(data);
+    }
     for (n, &byte) in data.iter().enumerate() {
         let at = usize::from(step.at) + n;
         if chunks >> (at / 8) & 1 == 1 {
