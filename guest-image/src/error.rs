@@ -115,7 +115,7 @@ pub enum Error {
         known: String,
     },
     /// An image that was never built.
-    #[error("no image `{name}` was built{}; `nvsim image list` shows which there are and which can be built",
+    #[error("no image `{name}` was built{}; `nvsim image list` shows which there are, `nvsim image build` makes one",
             suggestion.as_ref().map(|s| format!(" (did you mean `{s}`?)")).unwrap_or_default())]
     UnknownImage {
         /// The name given.

@@ -164,7 +164,7 @@ fn say(text: &str) -> Vec<ExitKind> {
 fn kernel() -> tempfile::NamedTempFile {
     let mut elf = vec![0_u8; 120];
     elf[..8].copy_from_slice(b"\x7FELF\x02\x01\x01\x00");
-    for (at, value) in [(18, 62), (27, 1), (32, 64), (54, 56), (56, 1), (64, 1), (91, 1)] {
+    for (at, value) in [(18, 62), (27, 1), (32, 64), (54, 56), (56, 1), (64, 1), (91, 1), (104, 16)] {
         elf[at] = value;
     }
     let mut file = tempfile::NamedTempFile::new().unwrap();

@@ -66,9 +66,11 @@ pub(super) fn flags(insn: &Insn, operands: &Operands, mxcsr: u32) -> u32 {
             raised |= mxcsr::UE;
         }
         if mxcsr::unmasked(raised, mxcsr) & (mxcsr::OE | mxcsr::UE) != 0 {
-            let significand = lane.to_bits() & 0x7F_FFFF | if lane.is_subnormal() { 0 } else { 0x80_0000 };
-            let len = 32 - significand.leading_zeros() - significand.trailing_zeros().min(31);
-            raised = raised & !mxcsr::PE | if len > 11 { mxcsr::PE } else { 0 };
+            // Hosts call the conversion of any denormal inexact.
+            let significand = lane.to_bits() & 0x7F_FFFF | 0x80_0000;
+            let len = 24 - significand.trailing_zeros();
+            let inexact = lane.is_subnormal() || len > 11;
+            raised = raised & !mxcsr::PE | if inexact { mxcsr::PE } else { 0 };
         }
         flags |= raised;
     }
