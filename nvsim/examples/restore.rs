@@ -30,7 +30,9 @@ impl SerialBackend for Asking {
     fn output(&mut self, byte: u8) {
         let mut event = self.session.on_guest_byte(byte);
         while let Some(heard) = event {
-            if let (Event::Exited(_), Some(on)) = (heard, self.on.take()) {
+            if let Event::Exited(_) = heard
+                && let Some(on) = self.on.take()
+            {
                 // The other side has gone when the measurement is over.
                 let _ = self.done.send(());
                 let _ = on.recv();
@@ -73,8 +75,12 @@ fn main() -> Result<(), Failure> {
         let start = Instant::now();
         let mut machine = machine(&snapshot, done, on)?;
         seconds.push(start.elapsed().as_secs_f64());
-        threads.push(std::thread::spawn(move || machine.run().map(|report| report.outcome)));
-        is_done.recv()?;
+        let thread = std::thread::spawn(move || machine.run().map(|report| report.outcome));
+        if is_done.recv().is_err() {
+            let outcome = thread.join().map_err(|_| "a machine's thread panicked")??;
+            return Err(format!("a machine ended with {outcome:?} before its command had").into());
+        }
+        threads.push(thread);
         memory.push(own_memory()?);
         waiting.push(go_on);
     }
