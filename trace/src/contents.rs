@@ -79,12 +79,11 @@ impl Contents {
         Ok(cut)
     }
 
-    /// What is left for one choice, if the power goes now.
+    /// What is left for one choice; `cut` is [of this moment](Self::cut).
     ///
     /// # Errors
     /// [`crate::Error::Model`] for survivors that cannot be had, or [`crate::Error::Floor`].
-    pub fn remains(&self, survivors: &Survivors) -> Result<Remains> {
-        let cut = self.cut()?;
+    pub fn remains(&self, cut: &Cut<'_>, survivors: &Survivors) -> Result<Remains> {
         let outcome = cut.outcome(survivors)?;
         let mut lines = cut.sure().lines.clone();
         lines.extend(outcome.lines);

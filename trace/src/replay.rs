@@ -27,6 +27,16 @@ pub struct Reached {
     pub time: u64,
 }
 
+impl Reached {
+    /// The moment itself, which lies before this, where something else has shown that it is over.
+    fn due(self, due: Due) -> Self {
+        match due {
+            Due::Instruction(instruction) => Self { instruction, ..self },
+            Due::Time(time) => Self { time, ..self },
+        }
+    }
+}
+
 impl<R: Read> Replay<R> {
     /// A trace at its begin. `files` are empty, one for each of its DIMMs: they hold what is sure.
     ///
@@ -67,12 +77,9 @@ impl<R: Read> Replay<R> {
             let Event { instruction, time, .. } = event;
             let verdict = cutter.as_mut().map_or(Verdict::GoOn, |cutter| cutter.see(&event));
             if verdict == Verdict::Before {
-                // The moment itself lies before the event that shows that it is over.
-                return Ok(Some(match cutter.as_ref().and_then(Cutter::due) {
-                    Some(Due::Instruction(n)) => Reached { events, instruction: n, time },
-                    Some(Due::Time(t)) => Reached { events, instruction, time: t },
-                    None => Reached { events, instruction, time },
-                }));
+                let reached = Reached { events, instruction, time };
+                let due = cutter.as_ref().and_then(Cutter::due);
+                return Ok(Some(due.map_or(reached, |due| reached.due(due))));
             }
             self.contents.apply(&event)?;
             events += 1;
@@ -82,13 +89,10 @@ impl<R: Read> Replay<R> {
             }
         }
         let Some(end) = self.trace.end() else { return Ok(None) };
-        let (instruction, time) = (end.instruction, end.time);
-        let Some(cutter) = cutter else { return Ok(Some(Reached { events, instruction, time })) };
+        let reached = Reached { events, instruction: end.instruction, time: end.time };
+        let Some(cutter) = cutter else { return Ok(Some(reached)) };
         // Nothing more happened, but the run went on.
-        Ok(match cutter.due() {
-            Some(Due::Instruction(n)) if n <= instruction => Some(Reached { events, instruction: n, time }),
-            Some(Due::Time(t)) if t <= time => Some(Reached { events, instruction, time: t }),
-            _ => None,
-        })
+        let due = cutter.due().filter(|due| due.is_reached(reached.instruction, reached.time));
+        Ok(due.map(|due| reached.due(due)))
     }
 }

@@ -9,7 +9,7 @@ use std::time::Instant;
 use vmm::boot::{BootSpec, Kernel};
 use vmm::devices::{SerialBackend, Unconnected};
 use vmm::nvdimm::{DimmSpec, Entropy, OpenDimms};
-use vmm::{CpuModel, EngineChoice, Machine, MachineSpec, Remote, Wiring};
+use vmm::{EngineChoice, Machine, MachineSpec, Remote, Wiring};
 
 /// The console's output.
 struct Stdout;
@@ -52,20 +52,12 @@ fn boot(
     dimms: &[String],
 ) -> Result<(), Box<dyn std::error::Error>> {
     let dimms = dimms.iter().map(|text| text.parse()).collect::<Result<Vec<DimmSpec>, _>>()?;
-    let spec = MachineSpec {
-        vcpus: 1,
-        cpu: CpuModel::V2,
-        ram: 1 << 30,
-        boot: BootSpec {
-            kernel: Kernel::detect(Path::new(kernel))?,
-            initrd: Some(initrd.into()),
-            command_line: line.to_owned(),
-        },
-        seed: 0,
-        wall_clock: MachineSpec::WALL_CLOCK,
-        interactive: false,
-        stop_at: None,
+    let boot = BootSpec {
+        kernel: Kernel::detect(Path::new(kernel))?,
+        initrd: Some(initrd.into()),
+        command_line: line.to_owned(),
     };
+    let spec = MachineSpec::new(boot);
     let wiring = Wiring {
         console: Box::new(Stdout),
         control: Box::new(Unconnected),

@@ -11,7 +11,7 @@ use engine_soft::lockstep::{Milestone, Milestones, Window, first_difference};
 use vmm::boot::{BootSpec, Kernel};
 use vmm::devices::Unconnected;
 use vmm::nvdimm::{Entropy, OpenDimms};
-use vmm::{CpuModel, Machine, MachineSpec, Remote, Wiring};
+use vmm::{Machine, MachineSpec, Remote, Wiring};
 
 type Failure = Box<dyn std::error::Error>;
 
@@ -55,20 +55,12 @@ fn run(
     engine: Box<dyn Engine>,
     window: Window,
 ) -> Result<Vec<Milestone>, Failure> {
-    let spec = MachineSpec {
-        vcpus,
-        cpu: CpuModel::V2,
-        ram: 1 << 30,
-        boot: BootSpec {
-            kernel: Kernel::detect(Path::new(kernel))?,
-            initrd: Some(initrd.into()),
-            command_line: line.to_owned(),
-        },
-        seed: 0,
-        wall_clock: MachineSpec::WALL_CLOCK,
-        interactive: false,
-        stop_at: Some(window.until + 1),
+    let boot = BootSpec {
+        kernel: Kernel::detect(Path::new(kernel))?,
+        initrd: Some(initrd.into()),
+        command_line: line.to_owned(),
     };
+    let spec = MachineSpec { vcpus, stop_at: Some(window.until + 1), ..MachineSpec::new(boot) };
     let wiring = Wiring {
         console: Box::new(Unconnected),
         control: Box::new(Unconnected),

@@ -53,6 +53,21 @@ pub struct MachineSpec {
 impl MachineSpec {
     /// 1 January 2026: what the clock shows if nobody says otherwise.
     pub const WALL_CLOCK: u64 = 1_767_225_600;
+
+    /// One processor of the smaller model and 1 GiB of RAM, seed 0, for as long as the guest wants.
+    #[must_use]
+    pub fn new(boot: BootSpec) -> Self {
+        Self {
+            vcpus: 1,
+            cpu: CpuModel::V2,
+            ram: 1 << 30,
+            boot,
+            seed: 0,
+            wall_clock: Self::WALL_CLOCK,
+            interactive: false,
+            stop_at: None,
+        }
+    }
 }
 
 /// What connects a machine with its host.

@@ -69,13 +69,17 @@ fn is_aligned(i: &Instruction) -> bool {
     )
 }
 
-/// Operand 0 is read.
-fn reads_first(i: &Instruction) -> bool {
+/// Operand 0 is read and written.
+fn accumulates(i: &Instruction) -> bool {
     i.cpuid_features().contains(&CpuidFeature::FMA)
-        || matches!(
-            i.mnemonic(),
-            M::Vptest | M::Vtestps | M::Vtestpd | M::Vcomiss | M::Vcomisd | M::Vucomiss | M::Vucomisd
-        )
+}
+
+/// Operand 0 is only read: flags are all that is written.
+fn compares(i: &Instruction) -> bool {
+    matches!(
+        i.mnemonic(),
+        M::Vptest | M::Vtestps | M::Vtestpd | M::Vcomiss | M::Vcomisd | M::Vucomiss | M::Vucomisd
+    )
 }
 
 impl Body<'_> {
@@ -109,7 +113,7 @@ impl Body<'_> {
             None
         };
         self.asm.load(RCX, CPU);
-        for n in (0..i.op_count()).filter(|&n| n > 0 || reads_first(i)) {
+        for n in (0..i.op_count()).filter(|&n| n > 0 || accumulates(i) || compares(i)) {
             if let Some(register) = vector(n) {
                 self.fetch_wide(n as u8, register);
             }
@@ -135,7 +139,7 @@ impl Body<'_> {
         if let Some(to) = to {
             let reg = self.target(to);
             self.keep(to, reg);
-        } else if let (Some(register), false) = (vector(0), reads_first(i) && !writes_first(i)) {
+        } else if let (Some(register), false) = (vector(0), compares(i)) {
             self.put_back_wide(register);
         }
         if vex.l {
@@ -179,9 +183,4 @@ impl Body<'_> {
     pub(crate) fn is_of_v3(&self, i: &Instruction) -> bool {
         i.encoding() == EncodingKind::VEX || matches!(i.mnemonic(), M::Tzcnt | M::Lzcnt | M::Movbe)
     }
-}
-
-/// Of those that read operand 0: they write it, too.
-fn writes_first(i: &Instruction) -> bool {
-    i.cpuid_features().contains(&CpuidFeature::FMA)
 }

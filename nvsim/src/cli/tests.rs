@@ -1,7 +1,7 @@
 use super::*;
 use clap::CommandFactory;
 
-/// All texts of `--help`, below the words that lead to them.
+/// The text of a command's `--help` and those of the commands below it, each below the words that lead to it.
 fn helps(command: &mut clap::Command, path: &str, into: &mut String) {
     let text = command.clone().term_width(110).render_long_help();
     *into += &format!("$ {path} --help\n{text}\n");
@@ -11,12 +11,18 @@ fn helps(command: &mut clap::Command, path: &str, into: &mut String) {
     }
 }
 
-#[test]
-fn the_help_texts_are_as_reviewed() {
+/// All texts of `--help`.
+fn texts() -> String {
     let mut command = Cli::command();
     command.build();
     let mut texts = String::new();
     helps(&mut command, "nvsim", &mut texts);
+    texts
+}
+
+#[test]
+fn the_help_texts_are_as_reviewed() {
+    let texts = texts();
     insta::assert_snapshot!(texts);
 }
 
@@ -41,10 +47,7 @@ fn words(example: &str) -> Vec<String> {
 
 #[test]
 fn every_example_can_be_typed() {
-    let mut command = Cli::command();
-    command.build();
-    let mut texts = String::new();
-    helps(&mut command, "nvsim", &mut texts);
+    let mut texts = texts();
     texts += include_str!("../../../README.md");
     texts += include_str!("../../../docs/guide.md");
     texts += include_str!("../../../docs/marks.md");

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use engine::GuestMemory;
 use nvdimm_model::geometry::LINE;
-use nvdimm_model::medium::{Base, ChunkWrite};
+use nvdimm_model::medium::{Base, ChunkWrite, Cut};
 use trace::{
     BLOCK, Contents, Cutter, Due, Event, Floor, Header, Kind, Moment, Reached, Verdict, When, in_short,
 };
@@ -104,12 +104,13 @@ impl Cutting {
     /// power cut may leave too, at this moment or a later one, so that this process may be killed at any time.
     pub fn leave(&self, memory: &GuestMemory, nvdimms: &mut Nvdimms) -> Result<Option<CutReport>> {
         let (Some(reached), Some(contents)) = (self.reached, &self.contents) else { return Ok(None) };
-        let remains = contents.remains(&self.spec.survivors)?;
-        for (address, chunk) in self.way(contents)? {
+        let cut = contents.cut()?;
+        let remains = contents.remains(&cut, &self.spec.survivors)?;
+        for (address, chunk) in self.way(contents, &cut)? {
             memory.store(u64::from_le_bytes(chunk), GuestAddress(address), Ordering::Relaxed)?;
         }
         // An engine that has missed a store has said so; the run and its trace leave the same all the same.
-        let late = self.late.iter().flat_map(|(address, data)| lines(*address, data.len()));
+        let late = self.late.iter().flat_map(|(address, data)| touched(*address, data.len()));
         for address in remains.in_doubt.iter().copied().chain(late) {
             let content = remains.lines.get(&address).copied();
             let content = content.unwrap_or_else(|| contents.floor().line(address));
@@ -127,7 +128,7 @@ impl Cutting {
     }
 
     /// The writes that take back first what came too late, the newest first, and then what does not survive.
-    fn way(&self, contents: &Contents) -> Result<Vec<ChunkWrite>> {
+    fn way(&self, contents: &Contents, cut: &Cut<'_>) -> Result<Vec<ChunkWrite>> {
         let mut held: HashMap<u64, [u8; 8]> = HashMap::new();
         let mut writes = Vec::new();
         for (address, data) in &self.late {
@@ -145,14 +146,13 @@ impl Cutting {
             }
         }
         writes.reverse();
-        let cut = contents.cut()?;
         writes.extend(cut.descent(&self.spec.survivors).map_err(trace::Error::from)?);
         Ok(writes)
     }
 }
 
 /// Addresses of the lines that a store touches.
-fn lines(address: u64, len: usize) -> impl Iterator<Item = u64> {
+pub fn touched(address: u64, len: usize) -> impl Iterator<Item = u64> {
     let last = address.saturating_add(len.max(1) as u64 - 1);
     (address / LINE..=last / LINE).map(|line| line * LINE)
 }
@@ -179,28 +179,11 @@ pub fn report(spec: &CutSpec, reached: Reached, remains: &trace::Remains) -> Cut
 
 #[cfg(test)]
 mod tests {
+    use nvdimm_model::Domain;
     use nvdimm_model::medium::{Rules, StoreKind, Survivors};
-    use nvdimm_model::{Domain, Identity, Persistence};
-    use trace::{DimmHeader, ZoneHeader};
 
+    use super::super::survey::tests::{PIECE, START, header};
     use super::*;
-
-    const START: u64 = 4 << 30;
-    const DATA: u64 = 2 << 20;
-
-    fn header() -> Header {
-        Header {
-            dimms: vec![DimmHeader {
-                name: "d".to_owned(),
-                identity: Identity::with_serial(1),
-                persistence: Persistence::honest(Domain::Adr),
-                size: 2 << 20,
-                data: DATA,
-            }],
-            zones: vec![ZoneHeader { start: START, end: START + (2 << 20), dimms: vec![0] }],
-            ..Header::default()
-        }
-    }
 
     #[test]
     fn a_random_moment_that_never_came_says_how_many_events_there_were() {
@@ -228,11 +211,11 @@ mod tests {
         let spec =
             CutSpec { when: "store:3".parse().unwrap(), survivors: Survivors::None, rules: Rules::default() };
         let mut cutting = Cutting::new(spec);
-        let floor = Floor::new(&header(), vec![tempfile::tempfile().unwrap()]).unwrap();
+        let floor = Floor::new(&header(&[Domain::Adr]), vec![tempfile::tempfile().unwrap()]).unwrap();
         let mut block = [0; BLOCK];
         block[..16].fill(9);
-        floor.block(0, DATA / BLOCK as u64, &block).unwrap();
-        cutting.contents = Some(Contents::new(&header(), Rules::default(), floor));
+        floor.block(0, PIECE / BLOCK as u64, &block).unwrap();
+        cutting.contents = Some(Contents::new(&header(&[Domain::Adr]), Rules::default(), floor));
         let store = |address, data| Kind::Store { address: START + address, data, kind: StoreKind::Cached };
         let event = |kind| Event { vcpu: 0, instruction: 0, time: 0, rip: 0, chain: 0, kind };
         // In the line at 0: two chunks, one after the other, then both in one store that tears.
@@ -243,7 +226,8 @@ mod tests {
         for (address, data) in [(62, &[5, 6, 7, 8][..]), (0, &[4; 1])] {
             cutting.too_late(&store(address, data));
         }
-        let way = cutting.way(cutting.contents.as_ref().unwrap()).unwrap();
+        let contents = cutting.contents.as_ref().unwrap();
+        let way = cutting.way(contents, &contents.cut().unwrap()).unwrap();
         let line = |bytes: [u8; 8]| bytes;
         let expected = [
             // The last store, and the one before in both of its lines.

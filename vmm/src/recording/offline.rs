@@ -70,8 +70,9 @@ pub fn cut<R: Read>(trace: Reader<R>, spec: &CutSpec, names: &[PathBuf]) -> Resu
     let mut replay = Replay::new(trace, spec.rules, files.map_err(Error::Floor)?)?;
     let never = || Error::NeverCame { when: spec.when.to_string() };
     let reached = replay.play(Some(&spec.when), |_, _, _| {})?.ok_or_else(never)?;
-    let remains = replay.contents().remains(&spec.survivors)?;
-    replay.contents().floor().lines(&remains.lines)?;
+    let contents = replay.contents();
+    let remains = contents.remains(&contents.cut()?, &spec.survivors)?;
+    contents.floor().lines(&remains.lines)?;
     drafts.iter().try_for_each(Draft::cut_power)?;
     publish(&drafts)?;
     Ok(report(spec, reached, &remains))

@@ -371,8 +371,8 @@ impl Recorder {
 
     /// An event makes sure what DIMMs hold, of which nothing else is known.
     fn survey(&mut self, event: &Event<'_>, partition: Option<&dyn Partition>) -> Result<()> {
+        let zones = self.zones();
         let Some(cutting) = &mut self.cutting else { return Ok(()) };
-        let zones: Vec<_> = self.header.zones.iter().map(|zone| zone.start..zone.end).collect();
         let Some(floor) = cutting.contents().map(Contents::floor) else { return Ok(()) };
         let sure = match event.kind {
             Kind::Hint { dimm } => {

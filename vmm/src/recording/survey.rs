@@ -16,6 +16,7 @@ use nvdimm_model::medium::Content;
 use trace::{Floor, Header, Moment, When};
 use vm_memory::{Bytes, GuestAddress};
 
+use super::cutting::touched;
 use super::spec::{CutSpec, Window};
 use crate::{Error, Result};
 
@@ -124,27 +125,27 @@ pub fn changed(
 
 /// The lines that a device has just written, as they are now.
 pub fn lines(memory: &GuestMemory, address: u64, len: usize) -> Result<BTreeMap<u64, Content>> {
-    let last = address.saturating_add(len.max(1) as u64 - 1);
-    let line = |number| {
+    let line = |address| {
         let mut content = [0; LINE as usize];
-        memory.read_slice(&mut content, GuestAddress(number * LINE))?;
-        Ok((number * LINE, content))
+        memory.read_slice(&mut content, GuestAddress(address))?;
+        Ok((address, content))
     };
-    (address / LINE..=last / LINE).map(line).collect()
+    touched(address, len).map(line).collect()
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use nvdimm_model::medium::{Rules, Survivors};
     use nvdimm_model::{Identity, Persistence};
     use trace::{DimmHeader, ZoneHeader};
 
     use super::*;
 
-    const START: u64 = 1 << 30;
-    const PIECE: u64 = 2 << 20;
+    pub const START: u64 = 1 << 30;
+    pub const PIECE: u64 = 2 << 20;
 
-    fn header(domains: &[Domain]) -> Header {
+    /// An interleave set of DIMMs of one piece each.
+    pub fn header(domains: &[Domain]) -> Header {
         let dimm = |&domain| DimmHeader {
             name: "d".to_owned(),
             identity: Identity::with_serial(1),
