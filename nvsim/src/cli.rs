@@ -65,6 +65,8 @@ pub enum Command {
     Explain(crate::look::ExplainArgs),
     /// Draw a recorded run as a page.
     Report(crate::look::ReportArgs),
+    /// Compare the interpreter with the translator, instruction by instruction.
+    Lockstep(crate::lockstep::LockstepArgs),
     /// Say what this host can do.
     Doctor(DoctorArgs),
 }
@@ -305,10 +307,16 @@ impl RestoreArgs {
     /// What `nvsim run` would be told.
     pub fn run(self) -> RunArgs {
         let Self { exec, script, engine, console, timeout, json, hash, summary, .. } = self;
-        let Command::Run(run) = Cli::parse_from(["nvsim", "run"]).command else {
-            unreachable!("that is what was parsed")
-        };
-        RunArgs { exec, script, engine, console, timeout, json, hash, summary, ..*run }
+        RunArgs { exec, script, engine, console, timeout, json, hash, summary, ..RunArgs::default() }
+    }
+}
+
+impl Default for RunArgs {
+    fn default() -> Self {
+        match Cli::parse_from(["nvsim", "run"]).command {
+            Command::Run(run) => *run,
+            _ => unreachable!("that is what was parsed"),
+        }
     }
 }
 

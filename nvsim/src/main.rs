@@ -5,6 +5,7 @@ mod cut;
 mod dimm;
 mod doctor;
 mod image;
+mod lockstep;
 mod look;
 mod run;
 mod snapshot;
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
         Command::Trace(args) => trace_view::trace(&args).map(|()| ExitCode::SUCCESS),
         Command::Explain(args) => look::explain(&args).map(|()| ExitCode::SUCCESS),
         Command::Report(args) => look::report(&args).map(|()| ExitCode::SUCCESS),
+        Command::Lockstep(args) => lockstep::lockstep(&args),
         Command::Doctor(args) => doctor::doctor(&args),
     };
     result.unwrap_or_else(|error| {

@@ -25,6 +25,8 @@ pub mod snapshot;
 mod transcript;
 
 pub use devices::virtio::DiskSpec;
+/// Comparing runs of two engines.
+pub use engine_soft::lockstep;
 pub use engines::{
     Chosen, CpuModel, EngineChoice, KvmFitness, host_lacks_of_v3, kvm_fitness, open as open_engine,
 };
