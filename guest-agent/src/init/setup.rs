@@ -55,8 +55,19 @@ pub fn setup() -> Vec<String> {
     if let Err(e) = sys::set_hostname(name.trim()) {
         troubles.push(format!("cannot set the host name: {e}"));
     }
+    show_errors();
     load_modules(&mut troubles, |name| name != BRINGS_DEVICES);
     troubles
+}
+
+/// Images boot with `loglevel=3`, since kernels complain of a PCI bus that this machine has no need of; from here on errors are
+/// shown on the console, as `quiet` has it. Whoever asked for more keeps it.
+fn show_errors() {
+    const PRINTK: &str = "/proc/sys/kernel/printk";
+    let level = fs::read_to_string(PRINTK).unwrap_or_default();
+    if level.split_whitespace().next() == Some("3") {
+        let _ = fs::write(PRINTK, "4");
+    }
 }
 
 /// Whether the firmware tells of NV-DIMMs.
