@@ -57,6 +57,10 @@ pub struct LockstepArgs {
     /// Compare only so many instructions. [default: until the guest powers off]
     #[arg(long, value_name = "INSTRUCTIONS", value_parser = clap::value_parser!(u64).range(1..))]
     until: Option<u64>,
+    /// Stress the translator: at random moments, which this seed decides, it empties its caches, takes slow paths, and
+    /// translates single instructions.
+    #[arg(long, value_name = "SEED")]
+    stress: Option<u64>,
     /// As JSON.
     #[arg(long)]
     json: bool,
@@ -275,10 +279,14 @@ fn run(
         ..RunArgs::default()
     };
     let plan = Plan::new(&run, Job::Command(args.exec.clone().into_bytes()), false, false)?;
-    let engine = match args.plant.filter(|_| name == EngineName::Soft) {
-        Some(at) => planted(plan.engine, at),
-        None => plan.engine,
-    };
+    let mut engine = plan.engine;
+    if name == EngineName::Soft {
+        engine = args.stress.map_or(engine, vmm::stressed);
+        engine = match args.plant {
+            Some(at) => planted(engine, at),
+            None => engine,
+        };
+    }
     let (engine, notes) = milestones(engine, window, passed);
     let Start::Boot(spec, _) = plan.start else { unreachable!("no snapshot was given") };
     let wiring = Wiring {

@@ -40,3 +40,11 @@ fn a_mistake_is_found_to_the_instruction() {
     let fields = verdict["difference"]["fields"].as_array().unwrap();
     assert!(fields.iter().any(|field| field[0] == "vcpu[0].registers.gpr[3]"), "{verdict}");
 }
+
+#[test]
+fn so_is_a_boot_with_the_translator_under_stress() {
+    let folder = tempdir().unwrap();
+    let args = ["lockstep", "--cpus", "2", "--until", "200000000", "--stress", "1", "--json"];
+    let verdict: Value = serde_json::from_str(&nvsim(folder.path(), &args).ok()).unwrap();
+    assert_eq!(verdict["agree"], true, "{verdict}");
+}

@@ -71,6 +71,13 @@ pub fn open(choice: EngineChoice) -> Result<Chosen> {
     }
 }
 
+/// The software engine with everything that is rare in it happening often, at moments that the seed decides: caches are
+/// emptied, accesses take the slow path, blocks are single instructions. What a guest computes stays the same.
+#[must_use]
+pub fn stressed(seed: u64) -> Box<dyn Engine> {
+    Box::new(Soft::stressed(seed))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

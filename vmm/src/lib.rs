@@ -28,7 +28,7 @@ pub use devices::virtio::DiskSpec;
 /// Comparing runs of two engines.
 pub use engine_soft::lockstep;
 pub use engines::{
-    Chosen, CpuModel, EngineChoice, KvmFitness, host_lacks_of_v3, kvm_fitness, open as open_engine,
+    Chosen, CpuModel, EngineChoice, KvmFitness, host_lacks_of_v3, kvm_fitness, open as open_engine, stressed,
 };
 pub use error::{Error, Result};
 pub use machine::{Machine, MachineSpec, Wiring};
