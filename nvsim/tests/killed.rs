@@ -73,6 +73,10 @@ fn a_killed_cut_leaves_a_whole_file_or_none() {
             sound(folder.path(), &name);
         }
     }
+    // What is unfinished has no name.
+    let left = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name());
+    let left: Vec<_> = left.filter(|name| name.to_string_lossy().starts_with('.')).collect();
+    assert!(left.is_empty(), "{left:?}");
 }
 
 /// No file may grow beyond a limit: as on a full disk, writing fails.

@@ -8,6 +8,7 @@ pub mod acpi;
 pub mod board;
 pub mod boot;
 pub mod devices;
+mod draft;
 mod engines;
 mod error;
 pub mod gdb;

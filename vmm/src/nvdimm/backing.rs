@@ -19,11 +19,13 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nvdimm_model::{Dimm, Geometry};
+use rustix::fs::OFlags;
 
 use super::lock::{self, Hold};
 use super::map::MappedFile;
 use super::superblock::{self, Record, Refusal};
 use super::{Error, Result, host};
+use crate::draft::Draft;
 use crate::memory::PersistentRegion;
 use crate::snapshot::{Image, image};
 
@@ -55,21 +57,12 @@ impl Backing {
         labels: Vec<u8>,
         fill: impl FnOnce(&Self) -> Result<()>,
     ) -> Result<Self> {
-        if path.symlink_metadata().is_ok() {
-            return Err(Error::Exists { path: path.to_owned() });
-        }
-        let name = path.file_name().ok_or_else(|| Error::Io {
-            doing: "create",
-            path: path.to_owned(),
-            source: ErrorKind::InvalidInput.into(),
-        })?;
-        let mut hidden = std::ffi::OsString::from(".");
-        hidden.push(name);
-        hidden.push(format!(".{}.new", std::process::id()));
-        let draft = path.with_file_name(hidden);
-        let file =
-            options(true).create_new(true).mode(0o644).open(&draft).map_err(Error::io("create", &draft))?;
-        let _draft = Draft(&draft);
+        let failed = |source: io::Error| match source.kind() {
+            ErrorKind::AlreadyExists => Error::Exists { path: path.to_owned() },
+            _ => Error::Io { doing: "create", path: path.to_owned(), source },
+        };
+        let draft = Draft::of(path, OFlags::DSYNC).map_err(failed)?;
+        let file = draft.file.try_clone().map_err(failed)?;
         let backing = Self {
             path: path.to_owned(),
             file,
@@ -80,11 +73,8 @@ impl Backing {
             labels,
         };
         backing.lay_down(fill)?;
-        match std::fs::hard_link(&draft, path) {
-            Ok(()) => Ok(backing),
-            Err(e) if e.kind() == ErrorKind::AlreadyExists => Err(Error::Exists { path: path.to_owned() }),
-            Err(source) => Err(Error::Io { doing: "create", path: path.to_owned(), source }),
-        }
+        draft.publish().map_err(failed)?;
+        Ok(backing)
     }
 
     fn lay_down(&self, fill: impl FnOnce(&Self) -> Result<()>) -> Result<()> {
@@ -325,15 +315,6 @@ pub fn check_space<'a>(backings: impl Iterator<Item = &'a Backing>) -> Result<()
         }
     }
     Ok(())
-}
-
-/// Removes an unfinished file.
-struct Draft<'a>(&'a Path);
-
-impl Drop for Draft<'_> {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(self.0);
-    }
 }
 
 /// What is written by call, which is little, is on the disk when the call returns.

@@ -6,7 +6,9 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use super::{Error, Result, host};
+use rustix::fs::{FlockOperation, flock};
+
+use super::{Error, Result};
 
 /// How a file is held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,11 +24,11 @@ pub enum Hold {
 /// Takes the lock or says who has it; does not wait.
 pub fn take(file: &File, path: &Path, hold: Hold) -> Result<()> {
     let operation = match hold {
-        Hold::Shared => libc::LOCK_SH,
-        Hold::Exclusive => libc::LOCK_EX,
+        Hold::Shared => FlockOperation::NonBlockingLockShared,
+        Hold::Exclusive => FlockOperation::NonBlockingLockExclusive,
         Hold::Private => return Ok(()),
     };
-    match host::flock(file, operation | libc::LOCK_NB) {
+    match flock(file, operation).map_err(io::Error::from) {
         Ok(()) => Ok(()),
         Err(source) if source.kind() == io::ErrorKind::WouldBlock => Err(Error::Busy {
             path: path.to_owned(),

@@ -1,52 +1,32 @@
 //! A power cut made from a trace alone: the DIMM files that the run would have left, had its power gone then.
 
-use std::fs::{File, OpenOptions};
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::OFlags;
 use trace::{Reader, Replay};
 
 use super::cutting::report;
 use super::spec::{CutReport, CutSpec};
+use crate::draft::Draft;
 use crate::nvdimm::Hold;
 use crate::nvdimm::backing::Backing;
 use crate::{Error, Result};
 
-/// A DIMM file that is being made; it gets its name when it is complete.
-struct Draft {
-    path: PathBuf,
-    name: PathBuf,
-    file: File,
+fn draft(name: &Path) -> Result<Draft> {
+    Draft::of(name, OFlags::empty()).map_err(|source| match source.kind() {
+        ErrorKind::AlreadyExists => crate::nvdimm::Error::Exists { path: name.to_owned() }.into(),
+        _ => crate::nvdimm::Error::io("create", name)(source).into(),
+    })
 }
 
-impl Draft {
-    fn new(name: &Path) -> Result<Self> {
-        if name.symlink_metadata().is_ok() {
-            return Err(crate::nvdimm::Error::Exists { path: name.to_owned() }.into());
-        }
-        let mut hidden = std::ffi::OsString::from(".");
-        hidden.push(name.file_name().unwrap_or_default());
-        hidden.push(format!(".{}.new", std::process::id()));
-        let path = name.with_file_name(hidden);
-        let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path);
-        let file = file.map_err(crate::nvdimm::Error::io("create", name))?;
-        Ok(Self { path, name: name.to_owned(), file })
-    }
-
-    /// Power goes, as the DIMM itself sees it.
-    fn cut_power(&self) -> Result<()> {
-        let mut backing = Backing::open(&self.path, Hold::Exclusive)?;
-        let mut record = backing.record().clone();
-        record.health.power_cut();
-        backing.store(record)?;
-        Ok(self.file.sync_all().map_err(crate::nvdimm::Error::io("write", &self.name))?)
-    }
-}
-
-impl Drop for Draft {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.path);
-    }
+/// Power goes, as the DIMM itself sees it.
+fn cut_power(draft: &Draft) -> Result<()> {
+    let mut backing = Backing::open(&draft.path(), Hold::Exclusive)?;
+    let mut record = backing.record().clone();
+    record.health.power_cut();
+    backing.store(record)?;
+    Ok(draft.file.sync_all().map_err(crate::nvdimm::Error::io("write", draft.name()))?)
 }
 
 /// Cuts the power at a moment of a recorded run; `names` are for the files of all its DIMMs, in the order in which the trace
@@ -65,7 +45,7 @@ pub fn cut<R: Read>(trace: Reader<R>, spec: &CutSpec, names: &[PathBuf]) -> Resu
             names.len()
         )));
     }
-    let drafts = names.iter().map(|name| Draft::new(name)).collect::<Result<Vec<_>>>()?;
+    let drafts = names.iter().map(|name| draft(name)).collect::<Result<Vec<_>>>()?;
     let files = drafts.iter().map(|draft| draft.file.try_clone()).collect::<std::io::Result<_>>();
     let mut replay = Replay::new(trace, spec.rules, files.map_err(Error::Floor)?)?;
     let never = || Error::NeverCame { when: spec.when.to_string() };
@@ -73,7 +53,7 @@ pub fn cut<R: Read>(trace: Reader<R>, spec: &CutSpec, names: &[PathBuf]) -> Resu
     let contents = replay.contents();
     let remains = contents.remains(&contents.cut()?, &spec.survivors)?;
     contents.floor().lines(&remains.lines)?;
-    drafts.iter().try_for_each(Draft::cut_power)?;
+    drafts.iter().try_for_each(cut_power)?;
     publish(&drafts)?;
     Ok(report(spec, reached, &remains))
 }
@@ -81,9 +61,9 @@ pub fn cut<R: Read>(trace: Reader<R>, spec: &CutSpec, names: &[PathBuf]) -> Resu
 /// Names all drafts, or none.
 fn publish(drafts: &[Draft]) -> Result<()> {
     for (n, draft) in drafts.iter().enumerate() {
-        if let Err(source) = std::fs::hard_link(&draft.path, &draft.name) {
-            drafts[..n].iter().for_each(|named| drop(std::fs::remove_file(&named.name)));
-            return Err(crate::nvdimm::Error::io("create", &draft.name)(source).into());
+        if let Err(source) = draft.publish() {
+            drafts[..n].iter().for_each(|named| drop(std::fs::remove_file(named.name())));
+            return Err(crate::nvdimm::Error::io("create", draft.name())(source).into());
         }
     }
     Ok(())

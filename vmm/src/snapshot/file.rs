@@ -10,16 +10,18 @@
 //! | 64 | | the state, as postcard: values, and where each image is, what of it is not a hole, and its BLAKE3 |
 //! | | | the images: RAM, then each DIMM's file; page-aligned, in place, to be mapped as they are |
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
 use super::image::{Extents, Image, PAGE};
 use super::{Snapshot, State};
+use crate::draft::Draft;
 use crate::{Error, Result};
 
 /// Changes with anything in the file.
@@ -48,30 +50,15 @@ struct Contents {
 /// See [`Snapshot::save`].
 pub fn save(snapshot: &Snapshot, path: &Path, sync: bool) -> Result<()> {
     let failed = |source| Error::Write { what: "snapshot", path: path.to_owned(), source };
-    let name = path.file_name().ok_or_else(|| failed(ErrorKind::InvalidInput.into()))?;
-    let mut hidden = std::ffi::OsString::from(".");
-    hidden.push(name);
-    hidden.push(format!(".{}.new", std::process::id()));
-    let draft = Draft(path.with_file_name(hidden));
     let write = || {
-        let file = OpenOptions::new().read(true).write(true).create_new(true).open(&draft.0)?;
-        lay_down(snapshot, &file)?;
+        let draft = Draft::of(path, OFlags::empty())?;
+        lay_down(snapshot, &draft.file)?;
         if sync {
-            file.sync_all()?;
+            draft.file.sync_all()?;
         }
-        // Unlike a renaming, a link replaces nothing.
-        std::fs::hard_link(&draft.0, path)
+        draft.publish()
     };
     write().map_err(failed)
-}
-
-/// Removes an unfinished file.
-struct Draft(PathBuf);
-
-impl Drop for Draft {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
-    }
 }
 
 fn lay_down(snapshot: &Snapshot, file: &File) -> io::Result<()> {
