@@ -8,6 +8,7 @@ use iced_x86::{Instruction, Mnemonic as M, OpKind, RflagsBits as F};
 
 use super::body::Body;
 use super::emit::{RAX, RCX, RDX, Reg, Rm, SCRATCH, op, op2};
+use super::flags::{Overflow, Settling};
 use super::memory::Way;
 use super::registers::{GUEST_RAX, GUEST_RCX, GUEST_RDX, Place, place};
 
@@ -15,15 +16,6 @@ use super::registers::{GUEST_RAX, GUEST_RCX, GUEST_RDX, Place, place};
 const SHIFT: u32 = F::OF | F::AF;
 /// What a multiplication does.
 const PRODUCT: u32 = F::SF | F::ZF | F::AF | F::PF;
-
-/// What OF is to become.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Overflow {
-    Clear,
-    Keep,
-    /// Whether sign and carry differ.
-    Turns,
-}
 
 impl Body<'_> {
     pub(crate) fn shift(&mut self, k: usize, i: &Instruction) -> Option<()> {
@@ -84,33 +76,19 @@ impl Body<'_> {
                 emit(&mut self.asm, to);
             }
         }
-        if visible && rotates {
-            self.settle_rotation(width, group == 0, result);
-        } else if visible {
-            self.settle(match group {
-                4 => Overflow::Turns,
-                _ if count == 1 => Overflow::Keep,
-                _ => Overflow::Clear,
-            });
-        }
-        Some(())
-    }
-
-    /// Clears AF and does as told to OF; the other flags stay.
-    fn settle(&mut self, overflow: Overflow) {
-        self.asm.save_flags();
-        // and ah, not AF
-        self.asm.raw(&[0x80, 0xE4, 0xEF]);
-        match overflow {
-            Overflow::Keep => {}
-            // mov al, 0
-            Overflow::Clear => self.asm.raw(&[0xB0, 0]),
-            // mov cl, ah; mov al, ah; shr al, 7; and cl, 1; xor al, cl
-            Overflow::Turns => {
-                self.asm.raw(&[0x88, 0xE1, 0x88, 0xE0, 0xC0, 0xE8, 7, 0x80, 0xE1, 1, 0x30, 0xC8]);
+        if rotates {
+            if visible {
+                self.settle_rotation(width, group == 0, result);
             }
+            return Some(());
         }
-        self.asm.restore_flags();
+        let overflow = match group {
+            4 => Overflow::Turns,
+            _ if count == 1 => Overflow::Keep,
+            _ => Overflow::Clear,
+        };
+        self.settle_if_seen(k, SHIFT, Settling::Shift(overflow));
+        Some(())
     }
 
     /// OF of a rotation: to the left, whether the top bit and the bottom bit differ, to the right, the two top bits.
@@ -209,7 +187,6 @@ impl Body<'_> {
     }
 
     pub(crate) fn multiply(&mut self, k: usize, i: &Instruction) -> Option<()> {
-        let visible = self.visible(k, PRODUCT);
         if i.op_count() == 1 {
             let width = match i.op0_kind() {
                 OpKind::Register => i.op0_register().size() as u8,
@@ -231,9 +208,7 @@ impl Body<'_> {
             self.asm.modrm(op(0xF7), width, group, from);
             self.asm.load(GUEST_RAX, RAX);
             self.asm.load(GUEST_RDX, RDX);
-            if visible {
-                self.settle_product(width, GUEST_RAX);
-            }
+            self.settle_if_seen(k, PRODUCT, Settling::Product(width, Place::Host(GUEST_RAX)));
             return Some(());
         }
         let (to, width) = (place(i.op0_register())?, i.op0_register().size() as u8);
@@ -242,31 +217,15 @@ impl Body<'_> {
             _ => self.memory(i, Way::Read)?,
         };
         let by = (i.op_count() == 3).then(|| i.immediate(2) as i32);
-        let mut result = RCX;
-        self.on(to, by.is_none() || width < 4, true, |asm, reg| {
-            result = reg;
-            match by {
-                None => asm.modrm(op2(0xAF), width, reg.0, from),
-                Some(value) => {
-                    asm.modrm(op(0x69), width, reg.0, from);
-                    asm.immediate(width, value);
-                }
+        self.on(to, by.is_none() || width < 4, true, |asm, reg| match by {
+            None => asm.modrm(op2(0xAF), width, reg.0, from),
+            Some(value) => {
+                asm.modrm(op(0x69), width, reg.0, from);
+                asm.immediate(width, value);
             }
         });
-        if visible {
-            self.settle_product(width, result);
-        }
+        self.settle_if_seen(k, PRODUCT, Settling::Product(width, to));
         Some(())
-    }
-
-    /// SF, ZF, PF of the product's low half, AF clear; CF and OF stay.
-    fn settle_product(&mut self, width: u8, low: Reg) {
-        // setc dl: carry and overflow are the same here.
-        self.asm.raw(&[0x0F, 0x92, 0xC2]);
-        self.asm.modrm(op(0x85), width, low.0, low);
-        // lahf; and ah, not AF; or ah, dl; mov al, dl
-        self.asm.raw(&[0x9F, 0x80, 0xE4, 0xEF, 0x08, 0xD4, 0x88, 0xD0]);
-        self.asm.restore_flags();
     }
 
     /// BT, BTS, BTR, BTC; not where a register counts bits from a memory operand.

@@ -7,9 +7,10 @@
 use std::mem::offset_of;
 
 use engine::cpuid::CpuModel;
-use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic as M, OpKind};
+use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction};
 
 use super::emit::{Asm, Jump, Label, RCX, Rm, word};
+use super::flags::{Settling, Unsettled};
 use super::stress::Stress;
 use super::thunk::{Site, Thunks};
 use crate::frame::Frame;
@@ -51,6 +52,7 @@ struct Slow {
     jump: Jump,
     insn: usize,
     resume: Option<Label>,
+    settling: Option<Settling>,
 }
 
 /// A translation in the making.
@@ -69,12 +71,14 @@ pub(crate) struct Body<'a> {
     /// Number of the translation.
     number: usize,
     insns: &'a [Insn],
-    forms: Vec<Instruction>,
+    pub(crate) forms: Vec<Instruction>,
     /// Bytes of all instructions.
     code: &'a [u8],
     slow: Vec<Slow>,
     /// The instruction being translated.
     current: usize,
+    /// Flags that are put right only where they are seen.
+    pub(crate) unsettled: Option<Unsettled>,
     /// An instruction before this one has found that vectors may be moved.
     pub(crate) vectors_usable: bool,
 }
@@ -107,6 +111,7 @@ pub(crate) fn translate(source: &Source<'_>, origin: u64, number: usize, setting
         code: source.bytes,
         slow: Vec::new(),
         current: 0,
+        unsettled: None,
         vectors_usable: false,
     };
     body.pay();
@@ -156,7 +161,7 @@ impl Body<'_> {
             let ends = i.flow_control() != FlowControl::Next || repeats(i);
             let leaves = k == last && (sync || ends || i.is_invalid());
             let (code, slow, exits) = (self.asm.here(), self.slow.len(), self.exits.len());
-            let vectors_usable = self.vectors_usable;
+            let (vectors_usable, unsettled) = (self.vectors_usable, self.unsettled);
             let done = if leaves && sync {
                 None
             } else if leaves {
@@ -168,8 +173,9 @@ impl Body<'_> {
                 self.asm.cut(code);
                 self.slow.truncate(slow);
                 self.exits.truncate(exits);
-                self.vectors_usable = vectors_usable;
-                self.interpret(k);
+                (self.vectors_usable, self.unsettled) = (vectors_usable, unsettled);
+                let settling = self.settling();
+                self.interpret(k, settling);
             }
             let resume = self.asm.here();
             for slow in &mut self.slow[slow..] {
@@ -193,8 +199,11 @@ impl Body<'_> {
         self.code.get(at..at + self.forms[k].len()).unwrap_or_default()
     }
 
-    /// Has the interpreter execute an instruction.
-    fn interpret(&mut self, k: usize) {
+    /// Has the interpreter execute an instruction, with flags as it would have left them.
+    fn interpret(&mut self, k: usize, settling: Option<Settling>) {
+        if let Some(settling) = settling {
+            self.settle(settling);
+        }
         self.asm.constant(RCX, Site::new(self.number, k).0.into());
         self.asm.go(0xE8, self.thunks.execute);
     }
@@ -202,7 +211,12 @@ impl Body<'_> {
     /// Has it execute the current one, elsewhere, and skips the rest of its translation.
     pub(crate) fn slow(&mut self) {
         let jump = self.asm.jump(0xE9);
-        self.slow.push(Slow { jump, insn: self.current, resume: None });
+        self.slow.push(Slow { jump, insn: self.current, resume: None, settling: self.settling() });
+    }
+
+    /// What has to be done to flags before the current instruction shows them.
+    fn settling(&self) -> Option<Settling> {
+        self.unsettled.filter(|unsettled| self.current <= unsettled.until).map(|unsettled| unsettled.settling)
     }
 
     /// Under stress, once in so many times.
@@ -211,9 +225,9 @@ impl Body<'_> {
     }
 
     fn ways_out(&mut self) {
-        for Slow { jump, insn, resume } in std::mem::take(&mut self.slow) {
+        for Slow { jump, insn, resume, settling } in std::mem::take(&mut self.slow) {
             self.asm.land(jump);
-            self.interpret(insn);
+            self.interpret(insn, settling);
             if let Some(resume) = resume {
                 self.asm.jump_to(resume);
             }
@@ -225,58 +239,6 @@ impl Body<'_> {
             self.asm.go(0xE9, self.thunks.link);
         }
     }
-
-    /// Somebody may look at some of these flags after instruction `k`, before they are replaced.
-    pub(crate) fn visible(&self, k: usize, mut flags: u32) -> bool {
-        for i in &self.forms[k + 1..] {
-            if !is_private(i) || i.rflags_read() & flags != 0 {
-                return true;
-            }
-            flags &= !i.rflags_modified();
-            if flags == 0 {
-                return false;
-            }
-        }
-        true
-    }
-}
-
-/// An instruction that no fault, interrupt or look from outside can come with, and that changes the flags it changes
-/// whatever its operands are.
-fn is_private(i: &Instruction) -> bool {
-    let registers = i.op_kinds().all(|kind| kind != OpKind::Memory);
-    let plain = matches!(
-        i.mnemonic(),
-        M::Mov
-            | M::Add
-            | M::Or
-            | M::Adc
-            | M::Sbb
-            | M::And
-            | M::Sub
-            | M::Xor
-            | M::Cmp
-            | M::Test
-            | M::Inc
-            | M::Dec
-            | M::Neg
-            | M::Not
-            | M::Movzx
-            | M::Movsx
-            | M::Movsxd
-            | M::Bswap
-            | M::Imul
-            | M::Mul
-    );
-    let general = (0..i.op_count())
-        .all(|n| i.op_kind(n) != OpKind::Register || super::registers::place(i.op_register(n)).is_some());
-    let moves = registers && plain && general && !(i.mnemonic() == M::Mul && i.op0_register().size() < 4);
-    let fixed = matches!(i.mnemonic(), M::Shl | M::Shr | M::Sar)
-        && i.op0_kind() == OpKind::Register
-        && general
-        && i.op1_kind() != OpKind::Register
-        && i.immediate(1) & 31 != 0;
-    moves || i.mnemonic() == M::Lea || fixed
 }
 
 /// A string instruction that may leave RIP at itself.

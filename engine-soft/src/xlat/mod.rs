@@ -16,6 +16,7 @@ mod bmi;
 mod body;
 mod data;
 pub(crate) mod emit;
+mod flags;
 mod flow;
 mod memory;
 mod registers;

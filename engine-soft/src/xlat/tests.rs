@@ -1,5 +1,6 @@
 use std::ops::Range;
 
+use engine::ExitKind;
 use engine::event::Event;
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
@@ -8,6 +9,9 @@ use super::Haste;
 use crate::cpu::Cpu;
 use crate::rig::{CODE, DATA, STACK};
 use crate::run::Stop;
+
+/// An address that has no memory.
+const HOLE: u64 = 0x2000_0000;
 
 /// A vCPU with a program at its instruction pointer.
 fn cpu(program: &[u8], haste: Option<Haste>) -> Cpu {
@@ -244,4 +248,54 @@ fn the_register_stack_is_the_same() {
         a.jmp(top)
     });
     the_same(&code, 100, None);
+}
+
+/// Multiplications and shifts whose undefined flags only an access shows that leaves for the machine: every load is of a
+/// device.
+#[test]
+fn a_device_sees_the_flags_of_the_interpreter() {
+    let code = assembled(|a| {
+        let mut top = a.create_label();
+        a.mov(r12, 0x1234_5678_9ABC_DEF1_u64)?;
+        a.mov(rsi, HOLE)?;
+        a.set_label(&mut top)?;
+        a.imul_2(r12, r12)?;
+        a.mov(r8, qword_ptr(rsi))?;
+        a.xor(r12, r8)?;
+        a.imul_3(r15d, r12d, 0x777)?;
+        a.mov(eax, r15d)?;
+        a.movzx(r9d, byte_ptr(rsi + 8))?;
+        a.mov(r15, qword_ptr(rsi + 16))?;
+        a.add(r9, qword_ptr(rsi + 24))?;
+        a.mul(r12)?;
+        a.lea(r10, rax + r9)?;
+        a.mov(rax, qword_ptr(rsi + 32))?;
+        a.sub(r10, rdx)?;
+        a.shl(r10, 3)?;
+        a.mov(r8, qword_ptr(rsi + 40))?;
+        a.cmp(r8, r10)?;
+        a.shr(r8, 1)?;
+        a.cmp(r8, qword_ptr(rsi + 48))?;
+        a.sar(r8, 5)?;
+        a.and(qword_ptr(rsi + 56), r8)?;
+        a.or(r12, 1)?;
+        a.jmp(top)
+    });
+    for haste in [Haste::Warm, Haste::AtOnce, Haste::Stressed(1), Haste::Stressed(2)] {
+        let (mut a, mut b) = (cpu(&code, None), cpu(&code, Some(haste)));
+        let mut answer = 0x9E37_79B9_7F4A_7C15_u64;
+        let mut exits = 0;
+        for turn in 0..3000 {
+            let stop = a.run(100);
+            assert_eq!(stop, b.run(100), "{haste:?}, turn {turn}");
+            assert_eq!(all(&mut a), all(&mut b), "{haste:?}, turn {turn}, {stop:?}");
+            if let Stop::Exit(ExitKind::MmioRead { .. }) = stop {
+                exits += 1;
+                answer = answer.wrapping_mul(answer | 5).rotate_left(7);
+                a.answer(answer);
+                b.answer(answer);
+            }
+        }
+        assert!(exits > 1000, "{exits}");
+    }
 }
