@@ -11,12 +11,17 @@
 )]
 
 use std::cell::Cell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::ptr::NonNull;
+use std::sync::Arc;
 
 use crate::insn::Insn;
 use crate::xlat::{Haste, Translator};
+
+mod library;
+
+pub(crate) use library::Library;
 
 /// Instructions of a block at most.
 pub(crate) const MAX_INSNS: usize = 64;
@@ -48,7 +53,11 @@ pub(crate) struct Block {
     /// Its translations: the first one's number and one.
     pub(crate) translation: Cell<u32>,
     /// How often it was interpreted, as far as that matters to translation.
-    pub(crate) heat: Cell<u8>,
+    heat: Cell<u8>,
+    /// It is of a [`Library`]: nothing of it changes any more.
+    frozen: Cell<bool>,
+    /// Blocks that were made before it.
+    number: u32,
 }
 
 /// A block that has followed another one.
@@ -94,6 +103,11 @@ impl Block {
         self.parts().iter().any(|&(at, size)| at < gpa + len as u64 && gpa < at + size)
     }
 
+    /// It is of a [`Library`], of a borrowed page.
+    pub(crate) fn is_borrowed(&self) -> bool {
+        self.frozen.get()
+    }
+
     /// Slot for what follows this many bytes after its begin.
     #[inline(always)]
     fn slot(&self, ahead: u64) -> &Cell<Link> {
@@ -113,7 +127,8 @@ impl Block {
     pub(crate) fn set_next(&self, ahead: u64, block: BlockRef) {
         let offset = u64::from(self.start).wrapping_add(ahead);
         let same = (self.key ^ block.header().key) & !0xFFF == 0 && offset == u64::from(block.header().start);
-        if same && !self.crosses() && !block.header().crosses() {
+        let own = !self.is_borrowed() && !block.header().is_borrowed();
+        if same && own && !self.crosses() && !block.header().crosses() {
             self.slot(ahead).set(Link { block: Some(block) });
         }
     }
@@ -217,6 +232,7 @@ impl Hasher for AddressHasher {
 }
 
 type Map<T> = HashMap<u64, T, BuildHasherDefault<AddressHasher>>;
+type Set = HashSet<u64, BuildHasherDefault<AddressHasher>>;
 
 /// A page that blocks were made of.
 #[derive(Debug, Default)]
@@ -224,6 +240,8 @@ struct Page {
     /// The 64-byte lines that hold any of their bytes.
     lines: u64,
     blocks: Vec<BlockRef>,
+    /// The library's blocks of this page are in use, too.
+    borrowed: bool,
 }
 
 /// All decoded code of a partition.
@@ -239,6 +257,14 @@ pub struct Blocks {
     pub(crate) epoch: u64,
     /// Translates them, where that is wanted.
     pub(crate) translator: Option<Box<Translator>>,
+    /// What an earlier partition has left.
+    library: Option<Arc<Library>>,
+    /// Pages that hold something else here than there, or have translations of their own.
+    refused: Set,
+    /// [`Block::heat`] of the library's blocks, here.
+    heats: Vec<u8>,
+    /// Blocks made since the last [`Blocks::clear`].
+    made: u32,
 }
 
 // SAFETY: the blocks behind the pointers are owned by this and reached only through it or by the vCPU that holds it.
@@ -261,7 +287,11 @@ pub(crate) fn key(gpa: u64, bits: u32, single: bool) -> u64 {
 impl Blocks {
     /// The block of this key.
     pub(crate) fn find(&self, key: u64) -> Option<BlockRef> {
-        self.map.get(&key).copied()
+        self.map.get(&key).copied().or_else(|| {
+            let library = self.library.as_ref()?;
+            self.pages.get(&((key & ADDRESS) >> 12)).filter(|page| page.borrowed)?;
+            library.find(key)
+        })
     }
 
     /// Takes a new one in: at most [`MAX_INSNS`], from `bytes` bytes at the key's address and, if it crosses, `more` at
@@ -287,7 +317,10 @@ impl Blocks {
             other,
             translation: Cell::new(0),
             heat: Cell::new(0),
+            frozen: Cell::new(false),
+            number: self.made,
         };
+        self.made += 1;
         let parts = header.parts();
         let block = BlockRef(self.arena.allocate(insns.len()));
         // SAFETY: that much space was allocated, and nobody else knows it yet.
@@ -343,7 +376,20 @@ impl Blocks {
         if let Some(translator) = &mut self.translator {
             translator.clear();
         }
+        self.refused.clear();
+        self.heats.fill(0);
+        self.made = 0;
         self.generation += 1;
+    }
+
+    /// Notes that a block is interpreted, and gives how often it has been before.
+    pub(crate) fn warm(&mut self, block: BlockRef) -> u8 {
+        let header = block.header();
+        if !header.is_borrowed() {
+            return header.heat.replace(header.heat.get().saturating_add(1));
+        }
+        let Some(heat) = self.heats.get_mut(header.number as usize) else { return 0 };
+        std::mem::replace(heat, heat.saturating_add(1))
     }
 
     /// The page at this address holds code.
@@ -358,6 +404,10 @@ impl Blocks {
         if len == 0 || page.lines & lines(gpa, len as u64) == 0 {
             return;
         }
+        if page.borrowed && self.library.as_ref().is_some_and(|library| library.touches(gpa, len)) {
+            self.give_back(gpa);
+        }
+        let Some(page) = self.pages.get_mut(&(gpa >> 12)) else { return };
         let mut dropped = Vec::new();
         page.blocks.retain(|&block| {
             let hit = block.header().touches(gpa, len);
@@ -383,11 +433,18 @@ impl Blocks {
     fn forget(&mut self, number: u64, block: BlockRef) {
         let Some(page) = self.pages.get_mut(&number) else { return };
         page.blocks.retain(|&other| other != block);
-        if page.blocks.is_empty() {
+        self.count_lines(number);
+    }
+
+    /// A page's lines, when blocks have gone.
+    fn count_lines(&mut self, number: u64) {
+        let Some(page) = self.pages.get_mut(&number) else { return };
+        if page.blocks.is_empty() && !page.borrowed {
             self.pages.remove(&number);
             return;
         }
-        page.lines = 0;
+        let library = self.library.as_ref().filter(|_| page.borrowed);
+        page.lines = library.map_or(0, |library| library.lines(number));
         for block in &page.blocks {
             for (at, len) in
                 block.header().parts().into_iter().filter(|&(at, len)| len > 0 && at >> 12 == number)

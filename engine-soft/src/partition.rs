@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use engine::cpuid::{CpuModel, CpuidTable, V3, feature};
 use engine::event::MemoryEvents;
-use engine::{Built, Engine, Error, GuestMemory, Msi, Partition, PartitionSpec, Result};
+use engine::{Built, CodeStock, Engine, Error, GuestMemory, Msi, Partition, PartitionSpec, Result};
 
 use crate::clock::Clock;
 use crate::cpu::Cpu;
@@ -70,6 +70,15 @@ impl Engine for Soft {
     }
 
     fn build(&self, spec: &PartitionSpec, memory: &GuestMemory) -> Result<Built> {
+        self.build_with(spec, memory, None)
+    }
+
+    fn build_with(
+        &self,
+        spec: &PartitionSpec,
+        memory: &GuestMemory,
+        stock: Option<&CodeStock>,
+    ) -> Result<Built> {
         let unsupported = |what: String| Err(Error::Unsupported { engine: self.name, what });
         if !(1..=MAX_VCPUS).contains(&spec.vcpus) {
             return unsupported(format!("{} vCPUs; 1 to {MAX_VCPUS} are possible", spec.vcpus));
@@ -103,8 +112,11 @@ impl Engine for Soft {
         if let Some(haste) = self.translates {
             shared.blocks.translate(haste);
         }
+        if let Some(stock) = stock {
+            shared.blocks.take_from(stock, spec.cpuid.model());
+        }
         let common = Arc::new(Common::default());
-        let seat = Bench::new(cpus, Arc::clone(&common));
+        let seat = Bench::new(cpus, Arc::clone(&common), stock.cloned());
         Ok(Built { partition: common, seats: vec![Box::new(seat)] })
     }
 }

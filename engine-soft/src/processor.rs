@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use engine::debug::{self, Debugger, Points};
-use engine::{CpuState, Entry, Error, Exit, ExitKind, PartitionState, Processor, Result, Seat, VcpuId};
+use engine::{
+    CodeStock, CpuState, Entry, Error, Exit, ExitKind, PartitionState, Processor, Result, Seat, VcpuId,
+};
 
 use crate::cpu::Cpu;
 use crate::lapic::Message;
@@ -22,6 +24,8 @@ pub(crate) struct Bench {
     common: Arc<Common>,
     /// What the last exit asks of the next entry.
     owed: Owed,
+    /// Where its code stays when it goes.
+    stock: Option<CodeStock>,
     /// The vCPU that a debugger lets do one instruction, and the instructions retired before it.
     step: Option<(VcpuId, u64)>,
 }
@@ -37,8 +41,8 @@ enum Owed {
 }
 
 impl Bench {
-    pub(crate) fn new(cpus: Vec<Cpu>, common: Arc<Common>) -> Self {
-        Self { turns: Turns::new(cpus), common, owed: Owed::Nothing, step: None }
+    pub(crate) fn new(cpus: Vec<Cpu>, common: Arc<Common>, stock: Option<CodeStock>) -> Self {
+        Self { turns: Turns::new(cpus), common, owed: Owed::Nothing, stock, step: None }
     }
 
     /// What has come from outside since the last run.
@@ -179,6 +183,17 @@ impl Bench {
         let now = self.turns.cpu().now();
         let retired = self.turns.shared().retired;
         self.common.tell(now, retired);
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        let Some(stock) = self.stock.take().filter(|_| !std::thread::panicking()) else { return };
+        let written = self.common.written();
+        let model = self.turns.cpu().model;
+        let shared = self.turns.shared();
+        written.into_iter().for_each(|range| shared.memory_changed(range));
+        std::mem::take(&mut shared.blocks).leave_to(&stock, &shared.ram, model);
     }
 }
 

@@ -190,6 +190,7 @@ impl Cpu {
     fn commit(&mut self, gpa: u64, bytes: &[u8], kind: StoreKind) {
         if self.shared.ram.write(gpa, bytes) {
             self.shared.code_changed(gpa, bytes.len());
+            self.notice_generation();
             if self.shared.watch.is_on() && self.shared.watch.covers(gpa) {
                 let actor = self.actor();
                 for (n, chunk) in bytes.chunks(64).enumerate() {

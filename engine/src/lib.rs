@@ -19,8 +19,10 @@ mod exit;
 pub mod msr;
 mod partition;
 pub mod state;
+mod stock;
 
 pub use error::{Error, Result};
 pub use exit::{Access, Entry, Exit, ExitKind, VcpuId};
 pub use partition::{Built, Engine, GuestMemory, Msi, Partition, PartitionSpec, Processor, Seat};
 pub use state::{CpuState, PartitionState};
+pub use stock::CodeStock;

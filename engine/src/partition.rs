@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::cpuid::CpuidTable;
 use crate::debug::Debugger;
 use crate::event::MemoryEvents;
-use crate::{CpuState, Entry, Exit, PartitionState, Result, VcpuId};
+use crate::{CodeStock, CpuState, Entry, Exit, PartitionState, Result, VcpuId};
 
 /// Guest-physical memory as the engines see it: what is mapped is RAM or persistent memory, holes are MMIO.
 pub type GuestMemory = vm_memory::GuestMemoryMmap<()>;
@@ -42,6 +42,19 @@ pub trait Engine: Debug + Send + Sync {
     /// # Errors
     /// [`crate::Error::Unfit`] or [`crate::Error::Unsupported`], or the host's refusal.
     fn build(&self, spec: &PartitionSpec, memory: &GuestMemory) -> Result<Built>;
+
+    /// As [`Engine::build`], of many that begin with the same memory: code may be taken from stock, and left there.
+    ///
+    /// # Errors
+    /// As [`Engine::build`].
+    fn build_with(
+        &self,
+        spec: &PartitionSpec,
+        memory: &GuestMemory,
+        _stock: Option<&CodeStock>,
+    ) -> Result<Built> {
+        self.build(spec, memory)
+    }
 }
 
 /// A partition with its seats not yet bound.

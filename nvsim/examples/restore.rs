@@ -1,8 +1,10 @@
 //! Many machines from one snapshot: `restore FILE COUNT`, with a snapshot that `nvsim snapshot save` made after a command.
 //!
-//! Brings COUNT machines back, one after another, and has each run `true` in its guest; all of them stay as they are then, within
-//! their run, until the last one is there. Prints, as JSON, the seconds that each took to be brought back, and the memory in
-//! MiB by which this process grew for each, from the second one on.
+//! A first machine runs `true` in its guest and ends; what was translated of the guest's code stays with the snapshot. Then
+//! COUNT further machines are brought back, one after another, and each runs `true`; all of them stay as they are then,
+//! within their run, until the last one is there. Prints, as JSON, the seconds that each took to be brought back, those until
+//! its command had ended, and the MiB by which this process grew for each, from the second one on: anonymous memory, copies of
+//! the snapshot's pages among it, and memory files, where code is. The first machine's seconds come first.
 
 use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -42,12 +44,15 @@ impl SerialBackend for Asking {
     }
 }
 
-/// Memory of this process that it shares with no other, in MiB.
+/// Memory that this process has made, in MiB: all but what is a file's.
 fn own_memory() -> Result<f64, Failure> {
     let rollup = std::fs::read_to_string("/proc/self/smaps_rollup")?;
-    let private = rollup.lines().filter(|line| line.starts_with("Private_"));
-    let kib = private.filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok()).sum::<u64>();
-    Ok(kib as f64 / 1024.0)
+    let made = rollup.lines().filter(|line| line.starts_with("Pss_Anon:") || line.starts_with("Pss_Shmem:"));
+    let kib: Vec<u64> = made.filter_map(|line| line.split_whitespace().nth(1)?.parse().ok()).collect();
+    let [anonymous, shared] = kib[..] else {
+        return Err("smaps_rollup does not tell kinds of memory".into());
+    };
+    Ok((anonymous + shared) as f64 / 1024.0)
 }
 
 fn machine(snapshot: &Snapshot, done: Sender<()>, on: Receiver<()>) -> Result<Machine, Failure> {
@@ -68,8 +73,9 @@ fn main() -> Result<(), Failure> {
     let words: Vec<String> = std::env::args().collect();
     let [_, file, count] = words.as_slice() else { return Err("usage: restore FILE COUNT".into()) };
     let snapshot = Snapshot::open(Path::new(file))?;
-    let (mut seconds, mut memory, mut waiting, mut threads) = (vec![], vec![], vec![], vec![]);
-    for _ in 0..count.parse()? {
+    let (mut seconds, mut ended, mut memory) = (vec![], vec![], vec![]);
+    let (mut waiting, mut threads) = (vec![], vec![]);
+    for number in 0..=count.parse()? {
         let (done, is_done) = channel();
         let (go_on, on) = channel();
         let start = Instant::now();
@@ -79,6 +85,12 @@ fn main() -> Result<(), Failure> {
         if is_done.recv().is_err() {
             let outcome = thread.join().map_err(|_| "a machine's thread panicked")??;
             return Err(format!("a machine ended with {outcome:?} before its command had").into());
+        }
+        ended.push(start.elapsed().as_secs_f64());
+        if number == 0 {
+            drop(go_on);
+            thread.join().map_err(|_| "a machine's thread panicked")??;
+            continue;
         }
         threads.push(thread);
         memory.push(own_memory()?);
@@ -92,6 +104,6 @@ fn main() -> Result<(), Failure> {
         }
     }
     let growth: Vec<f64> = memory.windows(2).map(|pair| pair[1] - pair[0]).collect();
-    println!("{}", serde_json::json!({ "seconds": seconds, "mib": growth }));
+    println!("{}", serde_json::json!({ "seconds": seconds, "ended": ended, "mib": growth }));
     Ok(())
 }

@@ -6,7 +6,7 @@ use std::net::TcpListener;
 use std::path::PathBuf;
 
 use engine::cpuid::{CpuModel, CpuidTable};
-use engine::{Engine, GuestMemory, PartitionSpec};
+use engine::{CodeStock, Engine, GuestMemory, PartitionSpec};
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::acpi::{self, AcpiSpec};
@@ -108,6 +108,8 @@ pub struct Machine {
     rested: Option<(PartitionSpec, Processors)>,
     /// What RAM was mapped from.
     base: Option<Image>,
+    /// Code that it shares with the other machines of its snapshot.
+    code: Option<CodeStock>,
     /// What is recorded of the next run.
     recorder: Option<Recorder>,
     gdb: Option<Gdb>,
@@ -146,6 +148,7 @@ impl Machine {
             on: false,
             rested: None,
             base: None,
+            code: None,
             recorder: None,
             gdb: None,
         })
@@ -177,6 +180,7 @@ impl Machine {
         let mut machine = Self::new(spec, wiring, engine)?;
         machine.adopt(snapshot)?;
         machine.on = snapshot.keeps_dimms();
+        machine.code = Some(snapshot.code.clone());
         Ok(machine)
     }
 
@@ -286,7 +290,7 @@ impl Machine {
             said: self.transcript.save(),
             note: String::new(),
         };
-        Ok(Snapshot { state, memory, dimms })
+        Ok(Snapshot { state, memory, dimms, code: CodeStock::default() })
     }
 
     /// Waits until gdb connects; the next run stands still until gdb lets it go on.
@@ -472,7 +476,7 @@ impl Machine {
 
     /// From a start to the next end.
     fn session(&mut self, spec: &PartitionSpec, start: &Processors) -> Result<End> {
-        let built = self.engine.build(spec, &self.memory)?;
+        let built = self.engine.build_with(spec, &self.memory, self.code.as_ref())?;
         // The limit is for the run, the engine counts from power-up.
         let so_far = self.statistics.instructions.unwrap_or(0);
         let earlier = so_far.saturating_sub(start.so_far().instructions.unwrap_or(0));

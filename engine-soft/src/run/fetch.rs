@@ -42,7 +42,9 @@ impl Cpu {
         let va = self.code_address(rip)?;
         let gpa = self.translate(va, Access::Execute)?;
         let bits = self.code_bits();
-        let Some(block) = self.shared.blocks.find(key(gpa, bits, single)) else {
+        let name = key(gpa, bits, single);
+        let found = self.shared.blocks.find(name).or_else(|| self.borrow(gpa, name));
+        let Some(block) = found else {
             return self.build(va, gpa, bits, single);
         };
         if block.header().crosses() {
@@ -56,6 +58,17 @@ impl Cpu {
             }
         }
         Ok(block)
+    }
+
+    /// The block of this name, if its page can be borrowed now and has it.
+    fn borrow(&mut self, gpa: u64, name: u64) -> Option<BlockRef> {
+        let shared = &mut self.shared;
+        if !shared.blocks.borrow(gpa, &shared.ram) {
+            return None;
+        }
+        self.tlb.protect(gpa);
+        self.progress.epoch = self.shared.blocks.epoch;
+        self.shared.blocks.find(name)
     }
 
     /// Linear address of an instruction, checked against the code segment.
@@ -74,8 +87,7 @@ impl Cpu {
     fn build(&mut self, va: u64, gpa: u64, bits: u32, single: bool) -> Step<BlockRef> {
         if self.shared.blocks.is_full() {
             self.shared.blocks.clear();
-            self.forget_jumps();
-            self.progress.generation = self.shared.blocks.generation;
+            self.notice_generation();
         }
         let mut bytes = [0xFF; PAGE as usize];
         let here = (PAGE - (gpa & (PAGE - 1))) as usize;

@@ -52,10 +52,7 @@ impl Cpu {
     pub fn run(&mut self, budget: u64) -> Stop {
         self.progress.budget = budget;
         self.progress.remaining = budget;
-        if self.progress.generation != self.shared.blocks.generation {
-            self.progress.generation = self.shared.blocks.generation;
-            self.forget_jumps();
-        }
+        self.notice_generation();
         if self.progress.epoch != self.shared.blocks.epoch {
             self.progress.epoch = self.shared.blocks.epoch;
             self.tlb.protect_all();
@@ -66,6 +63,14 @@ impl Cpu {
         self.progress.budget = 0;
         self.progress.remaining = 0;
         stop
+    }
+
+    /// Empties the jump caches if blocks have gone that they may lead to.
+    pub(crate) fn notice_generation(&mut self) {
+        if self.progress.generation != self.shared.blocks.generation {
+            self.progress.generation = self.shared.blocks.generation;
+            self.forget_jumps();
+        }
     }
 
     /// The answer to the read that [`Cpu::run`] stopped for.

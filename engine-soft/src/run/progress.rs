@@ -121,9 +121,12 @@ impl Progress {
         self.jumps[index(rip)] = Jump { tag: rip ^ self.mode, block: Some(block) };
     }
 
-    /// A stretch of memory holds the code that is being executed.
+    /// A stretch of memory holds the code that is being executed, or may hold borrowed code that it goes on to.
     pub(crate) fn is_running(&self, gpa: u64, len: usize) -> bool {
-        self.current.is_some_and(|block| block.header().touches(gpa, len))
+        self.current.is_some_and(|block| {
+            let header = block.header();
+            header.touches(gpa, len) || header.is_borrowed() && (header.place().0 ^ gpa) >> 12 == 0
+        })
     }
 }
 

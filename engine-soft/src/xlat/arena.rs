@@ -12,6 +12,7 @@ const ALIGN: usize = 16;
 /// The two mappings.
 #[derive(Debug)]
 pub(crate) struct Arena {
+    /// Null once it is sealed.
     write: *mut u8,
     execute: *const u8,
     size: usize,
@@ -65,7 +66,7 @@ impl Arena {
 
     /// Takes code in at [`Arena::next`].
     pub(crate) fn add(&mut self, code: &[u8]) {
-        assert!(code.len() <= self.room(), "the caller has looked");
+        assert!(code.len() <= self.room() && !self.write.is_null(), "the caller has looked");
         // SAFETY: within the mapping, by the assertion.
         unsafe { self.write.add(self.used).copy_from_nonoverlapping(code.as_ptr(), code.len()) };
         self.used = (self.used + code.len()).next_multiple_of(ALIGN).min(self.size);
@@ -78,10 +79,20 @@ impl Arena {
 
     /// Replaces bytes that are executed at an address.
     pub(crate) fn replace(&mut self, address: u64, bytes: &[u8]) {
+        assert!(!self.write.is_null(), "sealed code stays as it is");
         let offset = (address as usize).wrapping_sub(self.execute.addr());
         assert!(offset < self.used && bytes.len() <= self.used - offset, "code that is there");
         // SAFETY: within the mapping, by the assertion.
         unsafe { self.write.add(offset).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+    }
+
+    /// From now on nothing can be changed.
+    pub(crate) fn seal(&mut self) {
+        if !self.write.is_null() {
+            // SAFETY: mapped in `new`, and never used again once the pointer is gone.
+            unsafe { libc::munmap(self.write.cast(), self.size) };
+            self.write = std::ptr::null_mut();
+        }
     }
 
     /// Forgets all code behind an offset that [`Arena::used`] gave.
@@ -96,11 +107,9 @@ impl Arena {
 
 impl Drop for Arena {
     fn drop(&mut self) {
-        // SAFETY: both were mapped in `new`, and nothing refers to them any more.
-        unsafe {
-            libc::munmap(self.write.cast(), self.size);
-            libc::munmap(self.execute.cast_mut().cast(), self.size);
-        }
+        self.seal();
+        // SAFETY: mapped in `new`, and nothing refers to it any more.
+        unsafe { libc::munmap(self.execute.cast_mut().cast(), self.size) };
     }
 }
 
@@ -138,5 +147,8 @@ mod tests {
         assert_eq!(call(), 77);
         assert_eq!(permissions(at), "r-xs");
         assert_eq!(permissions(arena.write.addr() as u64), "rw-s");
+        arena.seal();
+        assert!(arena.write.is_null());
+        assert_eq!(call(), 77);
     }
 }

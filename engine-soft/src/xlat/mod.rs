@@ -29,7 +29,10 @@ mod x87;
 
 use engine::cpuid::CpuModel;
 
-use crate::block::BlockRef;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::block::{BlockRef, Library};
 use arena::Arena;
 use body::{Code, Setting, Source, translate};
 use thunk::{Site, Thunks};
@@ -80,6 +83,9 @@ pub(crate) struct Translator {
     thunks: Thunks,
     /// End of the thunks in the arena.
     begin: usize,
+    /// What an earlier partition has left, and how many translations.
+    base: Option<(Arc<Library>, usize)>,
+    /// Its own, with the numbers behind those.
     translations: Vec<Translation>,
     /// Bytes from a block's begin to each of its instructions.
     offsets: Vec<u16>,
@@ -109,6 +115,7 @@ impl Translator {
             arena,
             thunks,
             begin,
+            base: None,
             translations: Vec::new(),
             offsets: Vec::new(),
             watching: false,
@@ -118,9 +125,60 @@ impl Translator {
         })
     }
 
+    /// Takes the translations of a library, which are borrowed with their blocks. There are none of its own yet.
+    pub(crate) fn build_on(&mut self, library: Arc<Library>) {
+        let count = library.translator().map_or(0, |translator| translator.translations.len());
+        self.base = Some((library, count));
+    }
+
+    /// Ends the making of translations. Jumps within a page lead on where there is something to lead to.
+    pub(crate) fn seal(&mut self) {
+        self.stress = None;
+        let place = |translation: &Translation| {
+            (translation.block.header().place().0 >> 12, translation.rip, translation.user)
+        };
+        let alive = |translation: &&Translation| !translation.block.header().is_dead();
+        let live = self.translations.iter().filter(alive);
+        let entries: HashMap<_, _> =
+            live.map(|translation| (place(translation), translation.entry)).collect();
+        for translation in self.translations.iter().filter(alive) {
+            let (page, _, user) = place(translation);
+            for exit in translation.exits.iter().filter(|exit| exit.patch != 0) {
+                if let Some(&entry) = entries.get(&(page, exit.target, user)) {
+                    self.arena.patch(exit.patch, entry.wrapping_sub(exit.patch + 4) as i32);
+                }
+            }
+        }
+        self.arena.seal();
+    }
+
+    /// How many of the translations are a library's.
+    fn borrowed(&self) -> usize {
+        self.base.as_ref().map_or(0, |&(_, count)| count)
+    }
+
+    /// Whose translation this is, and which of them.
+    fn owner(&self, number: usize) -> (&Self, usize) {
+        match &self.base {
+            Some((library, count)) if number < *count => (library.translator().unwrap_or(self), number),
+            _ => (self, number - self.borrowed()),
+        }
+    }
+
+    fn at(&self, number: usize) -> &Translation {
+        let (owner, n) = self.owner(number);
+        &owner.translations[n]
+    }
+
+    /// Bytes from a block's begin to its instruction `n`.
+    fn offset(&self, number: usize, n: usize) -> u64 {
+        let (owner, number) = self.owner(number);
+        owner.offsets[owner.translations[number].offsets as usize + n].into()
+    }
+
     /// No further translation fits before [`Translator::clear`].
     pub(crate) fn is_full(&self) -> bool {
-        self.arena.room() < ROOM || self.translations.len() >= Site::MAX
+        self.arena.room() < ROOM || self.borrowed() + self.translations.len() >= Site::MAX
     }
 
     /// Forgets everything but the thunks.
@@ -134,7 +192,7 @@ impl Translator {
     fn find(&self, mut first: u32, rip: u64, user: bool) -> Option<usize> {
         while first != 0 {
             let number = first as usize - 1;
-            let translation = self.translations.get(number)?;
+            let translation = self.at(number);
             if translation.rip == rip && translation.user == user {
                 return Some(number);
             }
@@ -145,7 +203,7 @@ impl Translator {
 
     /// Makes one. The bytes are those of the block's instructions.
     fn make(&mut self, block: BlockRef, bytes: &[u8], rip: u64, (user, model): (bool, CpuModel)) -> usize {
-        let number = self.translations.len();
+        let number = self.borrowed() + self.translations.len();
         let header = block.header();
         let source = Source { insns: block.insns(), bytes, rip, sync: header.sync, user };
         let bmi2 = self.bmi2 && !self.happens(2);
@@ -190,26 +248,26 @@ impl Translator {
         let mut first = block.header().translation.get();
         while first != 0 {
             let number = first as usize - 1;
-            let Some(translation) = self.translations.get(number) else { return };
-            first = translation.next;
-            let mut code = emit::Asm::new(translation.entry);
+            let Translation { entry, next, .. } = *self.at(number);
+            first = next;
+            let mut code = emit::Asm::new(entry);
             code.constant(emit::RCX, Site::new(number, 0).0.into());
             code.go(0xE9, self.thunks.dead);
-            self.arena.replace(translation.entry, code.bytes());
+            self.arena.replace(entry, code.bytes());
         }
     }
 
     /// Lets a jump go to a translation.
     fn link(&mut self, patch: u64, to: usize) {
-        let distance = self.translations[to].entry.wrapping_sub(patch + 4);
+        let distance = self.at(to).entry.wrapping_sub(patch + 4);
         self.arena.patch(patch, distance as i32);
     }
 
     /// Lets whoever jumps to a dead translation go to its successor.
     fn forward(&mut self, dead: usize, to: usize) {
-        let entry = self.translations[dead].entry;
+        let entry = self.at(dead).entry;
         let mut code = emit::Asm::new(entry);
-        code.go(0xE9, self.translations[to].entry);
+        code.go(0xE9, self.at(to).entry);
         self.arena.replace(entry, code.bytes());
     }
 }

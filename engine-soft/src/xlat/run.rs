@@ -87,38 +87,52 @@ impl Cpu {
         let user = self.cpl == 3;
         let header = block.header();
         let blocks = &mut self.shared.blocks;
-        let translator = blocks.translator.as_mut()?;
+        let translator = blocks.translator.as_ref()?;
         if let Some(number) = translator.find(header.translation.get(), rip, user) {
             return Some(number);
         }
-        let heat = header.heat.get();
-        if heat < translator.warm || header.crosses() || translator.is_full() {
-            header.heat.set(heat.saturating_add(1));
+        let (warm, full) = (translator.warm, translator.is_full());
+        if blocks.warm(block) < warm || header.crosses() || full {
+            return None;
+        }
+        let (gpa, len) = header.place();
+        if blocks.borrows(gpa) {
+            // A page's translations are a library's or its own.
+            blocks.give_back(gpa);
+            self.notice_generation();
             return None;
         }
         let mut bytes = [0; 4096];
-        let (gpa, len) = header.place();
         let bytes = &mut bytes[..len];
+        let translator = blocks.translator.as_mut()?;
         self.shared.ram.read(gpa, bytes).then(|| translator.make(block, bytes, rip, (user, self.model)))
     }
 
-    /// Lets the code that came here come directly the next time.
+    /// Lets the code that came here come directly the next time. A library's code stays as it is.
     fn connect(&mut self, from: From, number: usize) {
         let Some(translator) = self.shared.blocks.translator.as_mut() else { return };
+        let (From::Exit(site) | From::Dead(site)) = from;
+        let left = site.translation();
+        if left.min(number) < translator.borrowed() {
+            return;
+        }
+        let (old, new) = (translator.at(left), translator.at(number));
+        // By another mapping it may have come to another page.
+        if (old.block.header().place().0 ^ new.block.header().place().0) >> 12 != 0 {
+            return;
+        }
         match from {
             From::Exit(site) => {
-                let exit = translator.translations[site.translation()].exits[site.part()];
-                if exit.target == translator.translations[number].rip {
+                let exit = old.exits[site.part()];
+                if exit.target == new.rip {
                     translator.link(exit.patch, number);
                 }
             }
-            From::Dead(dead) => {
-                let (old, new) = (&translator.translations[dead], &translator.translations[number]);
+            From::Dead(_) => {
                 // In another mapping of this address the old code may be alive.
-                if old.block.header().is_dead()
-                    && old.block.header().place().0 == new.block.header().place().0
-                {
-                    translator.forward(dead, number);
+                let same = old.block.header().place().0 == new.block.header().place().0;
+                if old.block.header().is_dead() && same {
+                    translator.forward(left, number);
                 }
             }
         }
@@ -128,7 +142,7 @@ impl Cpu {
     fn run_from(&mut self, number: usize) -> Next {
         let cpu: *mut Self = self;
         let Some(translator) = self.shared.blocks.translator.as_ref() else { return Next::Go };
-        let Translation { entry, rip, user, .. } = translator.translations[number];
+        let Translation { entry, rip, user, .. } = *translator.at(number);
         let enter = translator.thunks.enter;
         let global = self.tlb.is_global(rip);
         self.tlb.remember_jump(rip, entry, user, global);
@@ -157,15 +171,15 @@ impl Cpu {
         let Some(translator) = self.shared.blocks.translator.as_ref() else { return Next::Go };
         match reason {
             reason::LINK => {
-                self.gpr[RIP_SLOT] = translator.translations[site.translation()].exits[site.part()].target;
+                self.gpr[RIP_SLOT] = translator.at(site.translation()).exits[site.part()].target;
                 Next::From(From::Exit(site))
             }
             reason::DEAD => {
-                self.gpr[RIP_SLOT] = translator.translations[site.translation()].rip;
-                Next::From(From::Dead(site.translation()))
+                self.gpr[RIP_SLOT] = translator.at(site.translation()).rip;
+                Next::From(From::Dead(site))
             }
             reason::BUDGET => {
-                let translation = &translator.translations[site.translation()];
+                let translation = translator.at(site.translation());
                 self.gpr[RIP_SLOT] = translation.rip;
                 let count = translation.block.insns().len() as u64;
                 self.progress.remaining = self.progress.remaining.wrapping_add(count);
@@ -191,11 +205,10 @@ impl Cpu {
         let Some(translator) = self.shared.blocks.translator.as_ref() else {
             unreachable!("translated code is running")
         };
-        let Translation { block, rip, leaves, repeats, offsets, .. } =
-            translator.translations[site.translation()];
+        let Translation { block, rip, leaves, repeats, .. } = *translator.at(site.translation());
         let (insns, n) = (block.insns(), site.part());
         let insn = &insns[n];
-        let start = rip.wrapping_add(translator.offsets[offsets as usize + n].into());
+        let start = rip.wrapping_add(translator.offset(site.translation(), n));
         let next = start.wrapping_add(insn.len.into());
         self.gpr[RIP_SLOT] = next;
         self.flags.set_status(from_ax(self.tlb.frame.flags));
@@ -241,8 +254,8 @@ enum Next {
 enum From {
     /// A linkable exit.
     Exit(Site),
-    /// A dead translation, by its number.
-    Dead(usize),
+    /// A dead translation.
+    Dead(Site),
 }
 
 /// Status flags as [`crate::frame::Frame::flags`] has them.

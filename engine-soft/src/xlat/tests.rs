@@ -1,7 +1,7 @@
 use std::ops::Range;
 
-use engine::ExitKind;
 use engine::event::Event;
+use engine::{CodeStock, ExitKind};
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 
@@ -298,4 +298,126 @@ fn a_device_sees_the_flags_of_the_interpreter() {
         }
         assert!(exits > 1000, "{exits}");
     }
+}
+
+/// A library of what a vCPU has run so far.
+fn left_by(cpu: &mut Cpu) -> CodeStock {
+    let stock = CodeStock::default();
+    let shared = &mut cpu.shared;
+    std::mem::take(&mut shared.blocks).leave_to(&stock, &shared.ram, cpu.model);
+    stock
+}
+
+fn translations(cpu: &Cpu) -> usize {
+    cpu.shared.blocks.translator.as_ref().expect("asked for").translations.len()
+}
+
+/// A vCPU that runs what another one has left, beside one that interprets.
+fn goes_on_with(stock: &CodeStock, program: &[u8], haste: Haste, turns: usize) -> Cpu {
+    let (mut a, mut b) = (cpu(program, None), cpu(program, Some(haste)));
+    let model = b.model;
+    b.shared.blocks.take_from(stock, model);
+    for turn in 0..turns {
+        let budget = 1 + (turn as u64 * 37) % 211;
+        assert_eq!(a.run(budget), b.run(budget), "{haste:?}, turn {turn}");
+        assert_eq!(all(&mut a), all(&mut b), "{haste:?}, turn {turn}");
+    }
+    b
+}
+
+#[test]
+fn code_that_another_has_left_is_run_without_a_translation() {
+    let mut first = cpu(&program(), Some(Haste::AtOnce));
+    assert_eq!(first.run(50_000), Stop::Budget);
+    let stock = left_by(&mut first);
+    let (mut a, mut b) = (cpu(&program(), None), cpu(&program(), Some(Haste::AtOnce)));
+    let model = b.model;
+    b.shared.blocks.take_from(&stock, model);
+    assert_eq!(a.run(40_000), b.run(40_000));
+    assert_eq!(all(&mut a), all(&mut b));
+    assert!(translations(&b) <= 1 && b.shared.blocks.borrows(CODE));
+    // Turns that end within blocks make others, and these want to be translated.
+    assert!(translations(&goes_on_with(&stock, &program(), Haste::AtOnce, 200)) > 0);
+    goes_on_with(&stock, &program(), Haste::Warm, 200);
+    for seed in 1..4 {
+        goes_on_with(&stock, &program(), Haste::Stressed(seed), 200);
+        let mut stressed = cpu(&program(), Some(Haste::Stressed(seed)));
+        assert_eq!(stressed.run(20_000), Stop::Budget);
+        goes_on_with(&left_by(&mut stressed), &program(), Haste::Stressed(seed + 1), 200);
+    }
+}
+
+/// The page holds another program by now.
+#[test]
+fn code_that_is_another_by_now_is_not_borrowed() {
+    let mut first = cpu(&program(), Some(Haste::AtOnce));
+    assert_eq!(first.run(50_000), Stop::Budget);
+    let stock = left_by(&mut first);
+    let mut other = program();
+    // inc rax becomes dec rax.
+    assert_eq!(other[..3], [0x48, 0xFF, 0xC0]);
+    other[2] = 0xC8;
+    let second = goes_on_with(&stock, &other, Haste::AtOnce, 200);
+    assert!(translations(&second) > 0 && !second.shared.blocks.borrows(CODE));
+}
+
+/// Counts, and when a word says so patches an instruction ahead on its own page.
+#[test]
+fn borrowed_code_that_changes_is_given_back() {
+    let code = assembled(|a| {
+        let (mut top, mut on, mut patched) = (a.create_label(), a.create_label(), a.create_label());
+        a.set_label(&mut top)?;
+        a.inc(rax)?;
+        a.cmp(eax, dword_ptr(rbx + 0x1000))?;
+        a.jne(on)?;
+        a.lea(rsi, qword_ptr(patched))?;
+        a.mov(byte_ptr(rsi + 1), al)?;
+        a.set_label(&mut on)?;
+        a.mov(ecx, ecx)?;
+        a.jmp(patched)?;
+        a.set_label(&mut patched)?;
+        a.mov(dl, 0x11)?;
+        a.add(r12, rdx)?;
+        a.jmp(top)
+    });
+    let mut first = cpu(&code, Some(Haste::AtOnce));
+    assert_eq!(first.run(3000), Stop::Budget);
+    let stock = left_by(&mut first);
+    for haste in [Haste::Warm, Haste::AtOnce, Haste::Stressed(5)] {
+        let (mut a, mut b) = (cpu(&code, None), cpu(&code, Some(haste)));
+        let model = b.model;
+        b.shared.blocks.take_from(&stock, model);
+        for cpu in [&mut a, &mut b] {
+            cpu.poke(DATA + 0x1000, &400_u32.to_le_bytes());
+        }
+        for turn in 0..60 {
+            assert_eq!(a.run(101), b.run(101), "{haste:?}, turn {turn}");
+            assert_eq!(all(&mut a), all(&mut b), "{haste:?}, turn {turn}");
+            assert!(turn != 20 || haste != Haste::Warm || b.shared.blocks.borrows(CODE));
+        }
+        assert!(!b.shared.blocks.borrows(CODE) && translations(&b) > 0, "{haste:?}");
+    }
+    // What another one has given back is there for the next.
+    assert_eq!(translations(&goes_on_with(&stock, &code, Haste::Warm, 20)), 0);
+}
+
+/// A device has written where borrowed code was.
+#[test]
+fn borrowed_code_that_a_device_overwrites_is_given_back() {
+    let mut first = cpu(&program(), Some(Haste::AtOnce));
+    assert_eq!(first.run(50_000), Stop::Budget);
+    let stock = left_by(&mut first);
+    let (mut a, mut b) = (cpu(&program(), None), cpu(&program(), Some(Haste::Warm)));
+    let model = b.model;
+    b.shared.blocks.take_from(&stock, model);
+    for turn in 0..60 {
+        assert_eq!(a.run(101), b.run(101), "turn {turn}");
+        assert_eq!(all(&mut a), all(&mut b), "turn {turn}");
+        if turn == 30 {
+            assert!(b.shared.blocks.borrows(CODE));
+            a.poke(CODE + 2, &[0xC8]);
+            b.poke(CODE + 2, &[0xC8]);
+        }
+    }
+    assert!(!b.shared.blocks.borrows(CODE));
 }

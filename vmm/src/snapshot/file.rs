@@ -16,6 +16,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use engine::CodeStock;
 use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
@@ -156,5 +157,5 @@ pub fn open(path: &Path, check: bool) -> Result<Snapshot> {
             Some(dimms.into_iter().map(|(path, stored)| Ok((path, image(stored)?))).collect::<Result<_>>()?)
         }
     };
-    Ok(Snapshot { state: contents.state, memory, dimms })
+    Ok(Snapshot { state: contents.state, memory, dimms, code: CodeStock::default() })
 }

@@ -13,7 +13,7 @@ pub(crate) mod image;
 
 use std::path::{Path, PathBuf};
 
-use engine::PartitionSpec;
+use engine::{CodeStock, PartitionSpec};
 use serde::{Deserialize, Serialize};
 
 use crate::board::BoardState;
@@ -42,13 +42,15 @@ pub(crate) struct State {
     pub note: String,
 }
 
-/// A machine at rest. Clones share the memory.
+/// A machine at rest. Clones share the memory, and what engines keep of its code.
 #[derive(Debug, Clone)]
 pub struct Snapshot {
     pub(crate) state: State,
     pub(crate) memory: Image,
     /// The DIMMs' files as they were; none if the guest had not looked at them.
     pub(crate) dimms: Option<Vec<(PathBuf, Image)>>,
+    /// What the engine of the first machine that came from it and ended has made of the guest's code.
+    pub(crate) code: CodeStock,
 }
 
 /// What a snapshot is of, for listings.
