@@ -153,6 +153,8 @@ fn what_goes_on_from_a_snapshot_is_what_never_stopped() {
     let between = PART + 50_000;
     let there = machines.each_mut().map(|machine| run_to(machine, between).0);
     assert!(there[0] == there[1] && there[1] == there[2]);
+    // Each has left its code with its snapshot when its session ended, and goes on with it; the last has found some.
+    assert!(format!("{:?} {:?}", snapshot.code, saved.clone().code).matches("filled").count() == 2);
     let second = machines[1].snapshot().unwrap();
     let mut later = desk.revive(&second, &[]).unwrap();
     for machine in machines.iter_mut().chain([&mut later]) {
