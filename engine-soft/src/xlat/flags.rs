@@ -39,16 +39,16 @@ pub(crate) struct Unsettled {
 /// Who can see flags before they are replaced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Seen {
-    ByNobody,
+    Never,
     /// Only the interpreter, called for an access, and no later than for this instruction.
-    BySlow(usize),
-    ByAnybody,
+    Slowly(usize),
+    Anyhow,
 }
 
 impl Body<'_> {
     /// Somebody may look at some of these flags after instruction `k`, before they are replaced.
     pub(crate) fn visible(&self, k: usize, flags: u32) -> bool {
-        self.seen(k, flags, None) != Seen::ByNobody
+        self.seen(k, flags, None) != Seen::Never
     }
 
     /// Who may look at these flags after instruction `k`. To put them right takes the value that is in `low` now.
@@ -59,15 +59,15 @@ impl Body<'_> {
             let changed = i.rflags_modified() & flags;
             let partly = changed != 0 && changed != flags;
             if i.rflags_read() & flags != 0 || access && (lost || !is_plain_access(i)) || partly {
-                return Seen::ByAnybody;
+                return Seen::Anyhow;
             }
             slow |= access;
             if changed != 0 {
-                return if slow { Seen::BySlow(n) } else { Seen::ByNobody };
+                return if slow { Seen::Slowly(n) } else { Seen::Never };
             }
             lost |= i.op0_kind() == OpKind::Register && low.is_some() && place(i.op0_register()) == low;
         }
-        Seen::ByAnybody
+        Seen::Anyhow
     }
 
     /// Puts flags right that instruction `k`, the current one, has left: now, later, or never.
@@ -77,9 +77,9 @@ impl Body<'_> {
             Settling::Shift(_) => None,
         };
         match self.seen(k, flags, low) {
-            Seen::ByNobody => {}
-            Seen::BySlow(until) => self.unsettled = Some(Unsettled { settling, until }),
-            Seen::ByAnybody => self.settle(settling),
+            Seen::Never => {}
+            Seen::Slowly(until) => self.unsettled = Some(Unsettled { settling, until }),
+            Seen::Anyhow => self.settle(settling),
         }
     }
 
