@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use engine::cpuid::{CpuModel, CpuidEntry, CpuidTable};
 use engine::event::{Event, MemoryEvents};
+use engine::place::Place;
 use engine::{Built, Error, GuestMemory, Msi, Partition, PartitionSpec, Result, Seat, VcpuId};
 use kvm_bindings::{
     CpuId, KVM_CAP_SPLIT_IRQCHIP, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2, kvm_enable_cap, kvm_msi,
@@ -223,9 +224,13 @@ impl MemoryEvents for KvmPartition {
         });
     }
 
-    fn stop_at_places(&self, on: bool) -> bool {
-        self.events.stop_at_places(on);
+    fn ask_places(&self, on: bool) -> bool {
+        self.events.ask_places(on);
         true
+    }
+
+    fn learn(&self, vcpu: VcpuId, place: Place) {
+        self.events.learn(vcpu, place);
     }
 
     fn number(&self) -> u64 {

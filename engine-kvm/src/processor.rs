@@ -249,7 +249,7 @@ impl Vcpu {
         let stepped = self.step_with(&mut stepper, watch);
         let naps = stepper.halted;
         self.stepper = Some(stepper);
-        if matches!(stepped, Ok(Some(ExitKind::EventsFull))) {
+        if matches!(stepped, Ok(Some(ExitKind::UnknownPlace))) {
             self.turn = Some(turn);
             return stepped;
         }
@@ -263,7 +263,7 @@ impl Vcpu {
     fn step_with(&mut self, stepper: &mut Stepper, watch: &Watch) -> Result<Option<ExitKind>> {
         let (id, partition) = (self.seat.id, Arc::clone(&self.seat.partition));
         let events = &partition.events;
-        stepper.complete(&self.seat.fd, (id, partition.clock.now()), watch, events)?;
+        stepper.complete(&self.seat.fd, (id, partition.clock.now()), events)?;
         if self.seat.kick.take() {
             return Ok(Some(ExitKind::Kicked));
         }
@@ -282,13 +282,14 @@ impl Vcpu {
         if stepper.halted || !stepper.prepare(&self.seat.fd, watch, events)? {
             return Ok(None);
         }
+        if stepper.is_lost(id, watch, events) {
+            return Ok(Some(ExitKind::UnknownPlace));
+        }
         match self.seat.fd.run().map(drop) {
             Ok(()) => {
                 let kind = self.exited();
                 if kind.is_none() {
-                    let at_new_place =
-                        stepper.complete(&self.seat.fd, (id, partition.clock.now()), watch, events)?;
-                    return Ok(at_new_place.then_some(ExitKind::EventsFull));
+                    stepper.complete(&self.seat.fd, (id, partition.clock.now()), events)?;
                 }
                 Ok(kind)
             }

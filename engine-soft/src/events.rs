@@ -4,8 +4,9 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use engine::Partition;
 use engine::event::{Event, MemoryEvents};
+use engine::place::Place;
+use engine::{Partition, VcpuId};
 
 use crate::partition::Common;
 use crate::shared::{LOG_CAPACITY, Shared, Watch};
@@ -17,8 +18,10 @@ pub(crate) struct Events {
     wanted: Mutex<Option<Watch>>,
     /// What has been logged and not yet drained.
     log: Mutex<Vec<Event>>,
-    /// Whether to stop at new places.
+    /// Whether to ask for places.
     places: AtomicBool,
+    /// Places that the machine has told of since the last run.
+    told: Mutex<Vec<(VcpuId, Place)>>,
 }
 
 impl Events {
@@ -31,10 +34,20 @@ impl Events {
         true
     }
 
+    /// Before a run, after [`Events::adopt`]: hands on what the machine has told.
+    pub(crate) fn hand_on(&self, shared: &mut Shared) {
+        for (vcpu, place) in self.told.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            shared.learn(vcpu, place);
+        }
+    }
+
     /// After a run: makes its events drainable.
     pub(crate) fn publish(&self, shared: &mut Shared) {
-        if !shared.log.is_empty() {
-            self.log.lock().unwrap_or_else(PoisonError::into_inner).append(&mut shared.log);
+        let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        if log.is_empty() {
+            std::mem::swap(&mut *log, &mut shared.log);
+        } else {
+            log.append(&mut shared.log);
         }
     }
 
@@ -52,9 +65,13 @@ impl MemoryEvents for Common {
             Some(Watch { ranges, loads, places });
     }
 
-    fn stop_at_places(&self, on: bool) -> bool {
+    fn ask_places(&self, on: bool) -> bool {
         self.events.places.store(on, Ordering::Relaxed);
         true
+    }
+
+    fn learn(&self, vcpu: VcpuId, place: Place) {
+        self.events.told.lock().unwrap_or_else(PoisonError::into_inner).push((vcpu, place));
     }
 
     fn number(&self) -> u64 {
@@ -66,8 +83,15 @@ impl MemoryEvents for Common {
     }
 
     fn drain(&self, sink: &mut dyn FnMut(&Event)) {
-        let events = std::mem::take(&mut *self.events.log.lock().unwrap_or_else(PoisonError::into_inner));
+        let lock = || self.events.log.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut events = std::mem::take(&mut *lock());
         events.iter().for_each(sink);
+        // Its room is wanted again.
+        events.clear();
+        let mut log = lock();
+        if log.is_empty() {
+            *log = events;
+        }
     }
 }
 

@@ -85,6 +85,7 @@ impl Cpu {
     /// Delivers, and what goes wrong on the way, up to the double fault.
     fn deliver_all(&mut self, mut vector: u8, mut code: Option<u32>, flags: u64) -> Result<(), ExitKind> {
         let stepping = std::mem::replace(&mut self.progress.stepping, true);
+        self.progress.delivering = true;
         let outcome = loop {
             match self.deliver(Event { vector, code, source: Source::Hardware, flags }) {
                 Ok(()) => break Ok(()),
@@ -100,6 +101,7 @@ impl Cpu {
             }
         };
         self.progress.stepping = stepping;
+        self.progress.delivering = false;
         outcome
     }
 

@@ -55,6 +55,7 @@ impl Bench {
             shared.blocks.set_watching(shared.watch.is_on());
             self.turns.all().iter_mut().for_each(Cpu::flush_tlb);
         }
+        self.common.events.hand_on(self.turns.shared());
         match (std::mem::replace(&mut self.owed, Owed::Nothing), entry) {
             (Owed::Data(size), Entry::Data(data)) => self.turns.cpu().answer(data & low_bytes(size)),
             (Owed::Time(_), Entry::Elapsed(nanoseconds)) => self.skip(nanoseconds),
@@ -147,9 +148,6 @@ impl Bench {
         self.turns.spend(done);
         if paused {
             self.turns.end_turn();
-        }
-        if std::mem::take(&mut self.turns.shared().at_new_place) && !matches!(stop, Stop::Exit(_)) {
-            return Some(ExitKind::EventsFull);
         }
         match stop {
             Stop::Budget | Stop::Attention => None,

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use engine::VcpuId;
 use engine::event::{Event, EventKind, FenceKind, StoreKind};
+use engine::place::{Place, Places};
 
 use crate::block::Blocks;
 use crate::clock::Clock;
@@ -21,10 +22,10 @@ pub struct Shared {
     pub log: Vec<Event>,
     /// vCPUs that have flushed or posted something since their last fence, a bit each.
     unfenced: u8,
-    /// Where each vCPU was at its last event.
-    places: [Option<Place>; 8],
-    /// Events have come from a new place, and the machine wants to know.
-    pub at_new_place: bool,
+    /// The places that the machine has told of.
+    pub places: Places,
+    /// The instruction that was last let into the log, or whose place was asked for.
+    here: Option<Here>,
     /// Decoded code.
     pub blocks: Blocks,
     /// Guest time.
@@ -44,20 +45,18 @@ pub struct Watch {
     pub ranges: Vec<Range<u64>>,
     /// Loads too.
     pub loads: bool,
-    /// Stop after events from a new place.
+    /// Ask for places that are not known.
     pub places: bool,
 }
 
-/// Where events come from: what a call chain depends on.
+/// An instruction that makes events, and where it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Place {
+struct Here {
+    vcpu: VcpuId,
     rip: u64,
-    stack: u64,
     instruction: u64,
+    place: u32,
 }
-
-/// Instructions after which a place counts as another: its caller may have been left and entered anew.
-const SAME_PLACE: u64 = 64;
 
 impl Watch {
     /// The page at this guest-physical address is watched.
@@ -81,8 +80,6 @@ pub struct Actor {
     pub vcpu: VcpuId,
     /// Its instruction.
     pub rip: u64,
-    /// Its stack pointer.
-    pub stack: u64,
     /// Instructions retired before it.
     pub instruction: u64,
 }
@@ -112,39 +109,41 @@ impl Shared {
         }
     }
 
-    /// The log takes no further instruction. One that has begun to log goes on, lest it be logged twice.
+    /// The log takes no further instruction.
     #[must_use]
-    pub fn log_is_full(&self, actor: Actor) -> bool {
+    pub fn log_is_full(&self) -> bool {
         self.log.len() >= LOG_CAPACITY
-            && self
-                .log
-                .last()
-                .is_none_or(|event| (event.instruction, event.vcpu) != (actor.instruction, actor.vcpu))
     }
 
-    /// Events of this instruction come from a new place, after which the run is to stop.
+    /// This instruction was let into the log, or its place was asked for: it goes on, lest it be logged twice or asked for
+    /// ever again.
+    #[inline]
     #[must_use]
-    pub fn is_new_place(&self, actor: Actor) -> bool {
-        self.watch.places
-            && self.places.get(usize::from(actor.vcpu)).copied().flatten().is_none_or(|last| {
-                (last.rip, last.stack) != (actor.rip, actor.stack)
-                    || actor.instruction - last.instruction > SAME_PLACE
-            })
+    pub fn is_here(&self, actor: Actor) -> bool {
+        let Actor { vcpu, rip, instruction } = actor;
+        self.here.is_some_and(|here| (here.instruction, here.rip, here.vcpu) == (instruction, rip, vcpu))
     }
 
-    /// The instruction now runs alone, and the run will stop after it if its place is new.
-    pub fn reach(&mut self, actor: Actor) {
-        self.at_new_place |= self.is_new_place(actor);
-        if let Some(last) = self.places.get_mut(usize::from(actor.vcpu)) {
-            *last = Some(Place { rip: actor.rip, stack: actor.stack, instruction: actor.instruction });
+    /// Lets an instruction into the log, with the number of its place.
+    #[inline]
+    pub fn enter_log(&mut self, actor: Actor, place: u32) {
+        let Actor { vcpu, rip, instruction } = actor;
+        self.here = Some(Here { vcpu, rip, instruction, place });
+    }
+
+    /// The machine tells where a vCPU's next instruction is.
+    pub fn learn(&mut self, vcpu: VcpuId, place: Place) {
+        if let Some(here) = self.here.as_mut().filter(|here| here.vcpu == vcpu) {
+            here.place = place.number;
         }
+        self.places.learn(place);
     }
 
     /// Forgets what was known of what was watched until now.
     pub fn begin_watching(&mut self, watch: Watch) {
         self.watch = watch;
-        self.places = [None; 8];
-        self.at_new_place = false;
+        self.places = Places::default();
+        self.here = None;
         // What was flushed before may be waiting for its fence.
         self.unfenced = 0xFF;
     }
@@ -168,7 +167,8 @@ impl Shared {
             EventKind::Store { .. } | EventKind::Load { .. } => {}
         }
         let time = self.clock.now(instruction);
-        self.log.push(Event { vcpu, rip, instruction, time, kind });
+        let place = self.here.filter(|_| self.is_here(actor)).map_or(0, |here| here.place);
+        self.log.push(Event { vcpu, rip, instruction, time, place, kind });
     }
 
     /// Logs a store of at most 64 bytes.

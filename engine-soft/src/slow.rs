@@ -11,9 +11,6 @@ use crate::mmu::{Access, canonical};
 use crate::shared::Actor;
 use crate::trap::{Cause, Step, Trap, vector};
 
-/// RSP in [`Cpu::gpr`].
-const RSP: usize = 4;
-
 impl Cpu {
     #[cold]
     #[inline(never)]
@@ -132,8 +129,8 @@ impl Cpu {
     fn load_physical(&mut self, gpa: u64, bytes: &mut [u8]) -> Step {
         if self.shared.ram.read(gpa, bytes) {
             if self.shared.watch.is_on() && self.shared.watch.loads && self.shared.watch.covers(gpa) {
+                self.open_log()?;
                 let actor = self.actor();
-                self.open_log(actor)?;
                 for (n, chunk) in bytes.chunks(64).enumerate() {
                     let addr = gpa + 64 * n as u64;
                     self.shared.record(actor, EventKind::Load { addr, len: chunk.len() as u8 });
@@ -165,25 +162,54 @@ impl Cpu {
             self.alone()?;
         }
         if self.shared.watch.is_on() && self.shared.watch.covers(gpa) {
-            self.open_log(self.actor())?;
+            self.open_log()?;
         }
         Ok(())
     }
 
-    /// An instruction is about to be logged: the log has room, and where it comes from a new place, it is alone.
-    fn open_log(&mut self, actor: Actor) -> Step {
-        if self.shared.log_is_full(actor) {
+    /// An instruction is about to be logged: the log has room, and it is known where it is, or that nobody knows. What the
+    /// delivery of an exception stores cannot wait.
+    fn open_log(&mut self) -> Step {
+        let actor = self.actor();
+        if self.shared.is_here(actor) || self.progress.delivering {
+            return Ok(());
+        }
+        if self.shared.log_is_full() {
             self.cause = Cause::Exit(ExitKind::EventsFull);
             return Err(Trap);
         }
-        if self.shared.watch.places {
-            if self.shared.is_new_place(actor) {
-                self.alone()?;
-                self.attention = true;
-            }
-            self.shared.reach(actor);
+        if !self.shared.watch.places {
+            self.shared.enter_log(actor, 0);
+            return Ok(());
+        }
+        let found = self.shared.places.find(actor.rip, &self.gpr[..16], |va, len| self.look(va, len));
+        self.shared.enter_log(actor, found.unwrap_or(0));
+        if found.is_none() {
+            self.cause = Cause::Exit(ExitKind::UnknownPlace);
+            return Err(Trap);
         }
         Ok(())
+    }
+
+    /// Up to eight bytes of memory, without a trace of having been looked at.
+    #[inline]
+    fn look(&self, va: u64, len: usize) -> Option<u64> {
+        if len == 8
+            && let Ok(word) = self.try_load::<u64>(va)
+        {
+            return Some(word);
+        }
+        let mut bytes = [0; 8];
+        let len = len.min(8);
+        let mut done = 0;
+        for (at, part) in pieces(va, len) {
+            let gpa = self.leads_to(at)?;
+            if !self.shared.ram.read(gpa, &mut bytes[done..done + part]) {
+                return None;
+            }
+            done += part;
+        }
+        Some(u64::from_le_bytes(bytes))
     }
 
     /// Stores within a page, after [`Cpu::admit`].
@@ -222,7 +248,7 @@ impl Cpu {
     #[must_use]
     pub fn actor(&self) -> Actor {
         let (rip, instruction) = self.place();
-        Actor { vcpu: self.id, rip, stack: self.gpr[RSP], instruction }
+        Actor { vcpu: self.id, rip, instruction }
     }
 
     /// Logs a fence, while anything is watched.
@@ -236,7 +262,7 @@ impl Cpu {
     /// As [`Cpu::fence`], for an instruction that is nothing else: where it comes from is of interest, too.
     pub fn fence_alone(&mut self, kind: FenceKind) -> Step {
         if self.shared.watch.is_on() {
-            self.open_log(self.actor())?;
+            self.open_log()?;
             self.log_fence(kind);
         }
         Ok(())
@@ -254,8 +280,8 @@ impl Cpu {
         self.check_linear(seg, va, 1, 1)?;
         let gpa = self.translate(va, Access::Read)?;
         if self.shared.watch.is_on() && self.shared.watch.covers(gpa) {
+            self.open_log()?;
             let actor = self.actor();
-            self.open_log(actor)?;
             self.shared.record(actor, EventKind::Flush { line: gpa & !63, kind });
         }
         Ok(())

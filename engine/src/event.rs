@@ -4,6 +4,7 @@
 use std::ops::Range;
 
 use crate::VcpuId;
+use crate::place::Place;
 
 /// How a store reaches memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
@@ -94,6 +95,8 @@ pub struct Event {
     pub instruction: u64,
     /// Guest time in nanoseconds.
     pub time: u64,
+    /// The number of the [`Place`] that it comes from; 0 where that is not known.
+    pub place: u32,
     /// What.
     pub kind: EventKind,
 }
@@ -104,13 +107,16 @@ pub trait MemoryEvents {
     /// vCPU executes anything unseen: one that another thread has in the guest has left it when this returns.
     fn watch(&self, ranges: &[Range<u64>], loads: bool);
 
-    /// Asks for [`crate::ExitKind::EventsFull`] right after an instruction whose events come from another place than the
-    /// last events of its vCPU: another instruction or stack pointer, or more than 64 instructions later. There the call
-    /// chain can be taken from the vCPU's state. Takes effect with the next [`MemoryEvents::watch`]; gives `false` where
-    /// the engine cannot.
-    fn stop_at_places(&self, _on: bool) -> bool {
+    /// Asks for [`crate::ExitKind::UnknownPlace`] right before an instruction that is about to make events of its own (a store,
+    /// a flush, a fence for its own sake, a load that is reported) in a place that is not known. Takes effect with the next
+    /// [`MemoryEvents::watch`], with which all places are forgotten; gives `false` where the engine cannot.
+    fn ask_places(&self, _on: bool) -> bool {
         false
     }
+
+    /// Answers that, before the vCPU goes on. The events of that instruction, and of all that come from the same place later,
+    /// get the place's number. Without an answer the instruction's get 0.
+    fn learn(&self, _vcpu: VcpuId, _place: Place) {}
 
     /// The number that an event of the next instruction would have: what [`crate::Partition::instructions`] gives, or,
     /// where an engine does not count those, the instructions that were executed while something was watched.

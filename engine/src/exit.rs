@@ -75,6 +75,9 @@ pub enum ExitKind {
     InstructionLimit,
     /// The event log is full: drain it ([`crate::event::MemoryEvents::drain`]) and resume.
     EventsFull,
+    /// The vCPU's next instruction makes events in a place that is not known: find the call chain in its state, tell the
+    /// place ([`crate::event::MemoryEvents::learn`]) and resume. Only for those who asked to be asked.
+    UnknownPlace,
     /// A debugger's business: see [`crate::debug`].
     Debug(Stop),
     /// Triple fault.

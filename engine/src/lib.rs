@@ -18,6 +18,7 @@ pub mod event;
 mod exit;
 pub mod msr;
 mod partition;
+pub mod place;
 pub mod state;
 mod stock;
 

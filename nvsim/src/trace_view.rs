@@ -265,7 +265,7 @@ fn show_to<R: io::Read>(
             let (chain, rip) = (event.chain, event.rip);
             let mut row = Row::new(number, &event);
             row.rip = place(trace, rip);
-            row.chain = view::callers(trace, chain, rip);
+            row.chain = view::callers(trace, chain);
             let matches = filter.text.as_ref().is_none_or(|part| row.text(false).contains(part));
             if matches {
                 // Callers stand where they change.

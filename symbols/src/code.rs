@@ -64,10 +64,15 @@ impl Code {
         }
     }
 
+    /// Whether an address may be in a module that is not known yet, so that what is found there may be told better later.
+    pub fn is_strange(&self, address: u64) -> bool {
+        let strange = MODULES.contains(&address) && self.module(address).is_none();
+        strange && !self.kernel.is_code(address) && self.attempts < ATTEMPTS
+    }
+
     /// Reads the guest's list of modules when an address may be in one that is not known yet.
     pub fn notice(&mut self, address: u64, memory: &mut dyn Memory) {
-        let strange = MODULES.contains(&address) && self.module(address).is_none();
-        if strange && !self.kernel.is_code(address) && self.attempts < ATTEMPTS {
+        if self.is_strange(address) {
             self.find_modules(memory);
             self.attempts = if self.module(address).is_some() { 0 } else { self.attempts + 1 };
         }

@@ -47,6 +47,18 @@ pub struct Chain {
     pub frames: Vec<Frame>,
     /// Whether it goes to the outermost function or to user space; else something in between was not understood.
     pub whole: bool,
+    /// The general registers that it depends on, beside the instruction pointer, by their numbers in instructions.
+    pub registers: Vec<u8>,
+}
+
+/// Numbers of registers.
+mod number {
+    pub const DX: u8 = 2;
+    pub const SP: u8 = 4;
+    pub const BP: u8 = 5;
+    pub const DI: u8 = 7;
+    pub const R10: u8 = 10;
+    pub const R13: u8 = 13;
 }
 
 /// Where the registers of an exception lie: `struct pt_regs`.
@@ -75,22 +87,35 @@ struct State {
     /// Stopped here, so that the instruction at the address counts, and not the call before it.
     stopped: bool,
     guess: bool,
+    /// RBP is still what it was at first, and so are RDX, RDI, R10 and R13.
+    own_bp: bool,
+    own_rest: bool,
+}
+
+impl Chain {
+    /// It depends on a register, if that is still what it was.
+    fn needs(&mut self, register: u8, own: bool) {
+        if own && !self.registers.contains(&register) {
+            self.registers.push(register);
+        }
+    }
 }
 
 impl Code {
     /// The chain of calls that led to where these registers are.
     pub fn unwind(&self, registers: Registers, memory: &mut dyn Memory) -> Chain {
         let mut chain = Chain::default();
-        let mut state = State { registers, stopped: true, guess: false };
+        let mut state = State { registers, stopped: true, guess: false, own_bp: true, own_rest: true };
         if registers.ip < KERNEL_HALF {
             // User space has no tables that we know.
             chain.frames.push(Frame { ip: registers.ip, guess: false });
             return chain;
         }
+        chain.registers.push(number::SP);
         while chain.frames.len() < DEPTH {
             let Registers { ip, sp, .. } = state.registers;
             chain.frames.push(Frame { ip, guess: state.guess });
-            let step = match self.step(state, memory) {
+            let step = match self.step(state, memory, &mut chain) {
                 Step::Lost => self.guess(state, memory),
                 step => step,
             };
@@ -107,7 +132,7 @@ impl Code {
         chain
     }
 
-    fn step(&self, state: State, memory: &mut dyn Memory) -> Step {
+    fn step(&self, state: State, memory: &mut dyn Memory, chain: &mut Chain) -> Step {
         let own = state.registers;
         let Some(orc) = self.orc(if state.stopped { own.ip } else { own.ip.wrapping_sub(1) }) else {
             return Step::Lost;
@@ -116,6 +141,14 @@ impl Code {
             Kind::End => return Step::End,
             Kind::Undefined => return Step::Lost,
             _ => {}
+        }
+        match orc.sp {
+            Base::Bp | Base::BpIndirect => chain.needs(number::BP, state.own_bp),
+            Base::R10 => chain.needs(number::R10, state.own_rest),
+            Base::R13 => chain.needs(number::R13, state.own_rest),
+            Base::Dx => chain.needs(number::DX, state.own_rest),
+            Base::Di => chain.needs(number::DI, state.own_rest),
+            Base::Sp | Base::SpIndirect | Base::Undefined | Base::PreviousSp => {}
         }
         let offset = |address: u64, offset: i16| address.wrapping_add_signed(offset.into());
         let border = match orc.sp {
@@ -165,11 +198,18 @@ impl Code {
                 next = Registers { ip, sp: border, bp: own.bp, ..Registers::default() };
             }
         }
+        let mut own_bp = false;
         if exception.is_none() || orc.kind == Kind::Interrupt {
             let saved = match orc.bp {
                 Base::PreviousSp => memory.word(offset(border, orc.bp_offset)),
-                Base::Bp => memory.word(offset(own.bp, orc.bp_offset)),
-                _ => Some(own.bp),
+                Base::Bp => {
+                    chain.needs(number::BP, state.own_bp);
+                    memory.word(offset(own.bp, orc.bp_offset))
+                }
+                _ => {
+                    own_bp = state.own_bp;
+                    Some(own.bp)
+                }
             };
             let Some(bp) = saved else { return Step::Lost };
             next.bp = bp;
@@ -177,7 +217,8 @@ impl Code {
         if next.ip < KERNEL_HALF {
             return Step::Lost;
         }
-        Step::Next(State { registers: next, stopped: exception.is_some(), guess: state.guess })
+        let own_rest = state.own_rest && orc.kind == Kind::Interrupt;
+        Step::Next(State { registers: next, stopped: exception.is_some(), guess: state.guess, own_bp, own_rest })
     }
 
     /// The nearest word on the stack that can be a return address.
@@ -188,7 +229,7 @@ impl Code {
             let Some(word) = memory.word(at) else { return Step::Lost };
             if self.is_code(word) && follows_call(word, memory) {
                 let registers = Registers { ip: word, sp: at.wrapping_add(8), ..own };
-                return Step::Next(State { registers, stopped: false, guess: true });
+                return Step::Next(State { registers, stopped: false, guess: true, ..state });
             }
         }
         Step::Lost

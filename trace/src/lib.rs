@@ -56,7 +56,7 @@ pub const BLOCK: usize = 4096;
 /// Bytes of what a DIMM says of itself ([`Area::State`]); it is recorded without the zeroes at its end.
 pub const STATE: usize = 32 << 10;
 /// The format that this crate writes and reads.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 /// A frame of a call chain that is no more than likely has this bit the other way round: an address of which bits 62 and 63
 /// differ is none that a processor takes.
 pub const GUESS: u64 = 1 << 62;

@@ -159,7 +159,7 @@ pub(crate) fn of_replayed(source: &Source, replayed: &Replayed) -> Result<Explan
                 time: detail.time,
                 rip: detail.rip,
                 at: place(reader, detail.rip),
-                callers: callers(reader, detail.chain, detail.rip),
+                callers: callers(reader, detail.chain),
                 offset: writer.offset,
                 len: writer.len,
                 data: own

@@ -10,26 +10,14 @@ pub fn place<R: Read>(reader: &Reader<R>, address: u64) -> String {
     reader.name(address).map_or_else(|| format!("{address:#x}"), str::to_owned)
 }
 
-/// The calls that led to an instruction, the innermost first, without the instruction's own place; what is no more than
-/// likely has a `?` before it.
+/// The calls that led to an instruction, the innermost first; what is no more than likely has a `?` before it.
 #[must_use]
-pub fn callers<R: Read>(reader: &Reader<R>, chain: u32, rip: u64) -> Vec<String> {
-    let frames = reader.chain(chain);
-    let own = frames.first().is_some_and(|&first| same_function(reader, trace::frame(first).0, rip));
-    frames
-        .iter()
-        .skip(usize::from(own))
-        .map(|&frame| {
-            let (address, guess) = trace::frame(frame);
-            format!("{}{}", if guess { "? " } else { "" }, place(reader, address))
-        })
-        .collect()
-}
-
-/// A chain is taken one instruction after the event, most often in the same function.
-fn same_function<R: Read>(reader: &Reader<R>, one: u64, other: u64) -> bool {
-    let function = |address| reader.name(address).map(function);
-    one == other || one.abs_diff(other) <= 16 || (function(one).is_some() && function(one) == function(other))
+pub fn callers<R: Read>(reader: &Reader<R>, chain: u32) -> Vec<String> {
+    let called = |&frame: &u64| {
+        let (address, guess) = trace::frame(frame);
+        format!("{}{}", if guess { "? " } else { "" }, place(reader, address))
+    };
+    reader.chain(chain).iter().map(called).collect()
 }
 
 /// The name without the offset.

@@ -54,8 +54,7 @@ impl Run {
     /// What follows comes from here.
     fn from(&mut self, rip: u64, name: &str, callers: &[(u64, &str)]) {
         self.writer.name(rip, name.to_owned());
-        let frames: Vec<u64> =
-            std::iter::once(rip + 4).chain(callers.iter().map(|caller| caller.0)).collect();
+        let frames: Vec<u64> = callers.iter().map(|caller| caller.0).collect();
         callers
             .iter()
             .for_each(|&(address, name)| self.writer.name(trace::frame(address).0, name.to_owned()));

@@ -109,6 +109,7 @@ const fn name(kind: &ExitKind) -> &'static str {
         ExitKind::Kicked => "kicked",
         ExitKind::InstructionLimit => "instruction_limit",
         ExitKind::EventsFull => "events_full",
+        ExitKind::UnknownPlace => "unknown_place",
         ExitKind::Shutdown => "shutdown",
         ExitKind::Debug(_) => "debug",
         ExitKind::Stuck { .. } => "stuck",

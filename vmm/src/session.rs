@@ -291,8 +291,8 @@ impl<'a> Session<'a> {
             ExitKind::InstructionLimit
                 if self.recorder().is_some_and(|r| !r.is_at_limit(&*self.partition)) => {}
             ExitKind::InstructionLimit => self.over(Outcome::InstructionLimit),
-            // Whoever watches has taken them.
-            ExitKind::EventsFull => {}
+            // Whoever watches has taken them, or has told.
+            ExitKind::EventsFull | ExitKind::UnknownPlace => {}
             // Nobody asked for it who is not asked before.
             ExitKind::Debug(_) => {}
             ExitKind::Shutdown => self.over(Outcome::TripleFault),

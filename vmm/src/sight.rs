@@ -1,6 +1,7 @@
 //! What a guest's kernel is doing, seen from outside: its memory by virtual address (Intel SDM vol. 3, 4.5), the names of
 //! its code, its call chains.
 
+use engine::place::{Trail, Word};
 use engine::{CpuState, GuestMemory, VcpuId};
 use symbols::{Chain, Code, Kernel, Memory, Registers};
 use vm_memory::{Bytes, GuestAddress};
@@ -81,6 +82,25 @@ impl Memory for VirtualMemory<'_> {
             done += piece;
         }
         true
+    }
+}
+
+/// Memory that remembers what was read of it, word by word.
+struct Reading<'a> {
+    memory: VirtualMemory<'a>,
+    words: Vec<Word>,
+}
+
+impl Memory for Reading<'_> {
+    fn read(&mut self, address: u64, bytes: &mut [u8]) -> bool {
+        let done = self.memory.read(address, bytes);
+        if let len @ 1..=8 = bytes.len() {
+            let mut value = [0; 8];
+            value[..len].copy_from_slice(bytes);
+            let value = done.then(|| u64::from_le_bytes(value));
+            self.words.push(Word { address, len: len as u8, value });
+        }
+        done
     }
 }
 
@@ -168,26 +188,42 @@ impl Sight {
         self.code.forget_modules();
     }
 
-    /// Where a processor is, and by which calls it got there.
-    pub fn chain(&mut self, memory: &GuestMemory, state: &CpuState) -> Chain {
-        self.unwind(registers(state), &mut VirtualMemory::new(memory, state))
+    /// Where a processor is, and by which calls it got there; and what that was found by, unless it may be told better later.
+    pub fn chain(&mut self, memory: &GuestMemory, state: &CpuState) -> (Chain, Option<Trail>) {
+        let registers = registers(state);
+        let mut reading = Reading { memory: VirtualMemory::new(memory, state), words: Vec::new() };
+        self.code.notice(registers.ip, &mut reading.memory);
+        let mut chain = self.code.unwind(registers, &mut reading);
+        if self.learns(&chain, &mut reading.memory) {
+            reading.words.clear();
+            chain = self.code.unwind(registers, &mut reading);
+        }
+        let settled = chain.whole || !chain.frames.iter().any(|frame| self.code.is_strange(frame.ip));
+        let Reading { mut words, .. } = reading;
+        words.sort_unstable_by_key(|word| (word.address, word.len));
+        words.dedup();
+        let gpr = &state.registers.gpr;
+        let registers = chain.registers.iter().map(|&n| (n, gpr[usize::from(n)])).collect();
+        let trail = Trail { rip: state.registers.rip, registers, words };
+        (chain, settled.then_some(trail))
     }
 
     /// Where a processor stood, and by which calls it had got there.
     pub fn chain_of(&mut self, memory: &GuestMemory, stand: &Stand) -> Chain {
-        self.unwind(registers(&stand.state), &mut stand.memory(memory))
+        let (registers, mut memory) = (registers(&stand.state), stand.memory(memory));
+        self.code.notice(registers.ip, &mut memory);
+        let chain = self.code.unwind(registers, &mut memory);
+        if self.learns(&chain, &mut memory) { self.code.unwind(registers, &mut memory) } else { chain }
     }
 
-    fn unwind(&mut self, registers: Registers, memory: &mut dyn Memory) -> Chain {
-        self.code.notice(registers.ip, memory);
-        let chain = self.code.unwind(registers, memory);
+    /// A module further up that is not known yet makes the rest of a chain a guess. Whether one is known now.
+    fn learns(&mut self, chain: &Chain, memory: &mut dyn Memory) -> bool {
         if chain.whole {
-            return chain;
+            return false;
         }
-        // A module further up that is not known yet makes the rest of the chain a guess.
         let known = self.code.modules().len();
         chain.frames.iter().for_each(|frame| self.code.notice(frame.ip, memory));
-        if self.code.modules().len() == known { chain } else { self.code.unwind(registers, memory) }
+        self.code.modules().len() != known
     }
 }
 

@@ -6,6 +6,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use engine::VcpuId;
 use engine::event::Event;
+use engine::place::{Place, Places};
 
 use crate::partition::KvmPartition;
 
@@ -17,7 +18,7 @@ const LOG_CAPACITY: usize = 1 << 16;
 pub(crate) struct Watch {
     pub(crate) ranges: Vec<Range<u64>>,
     pub(crate) loads: bool,
-    /// Stop after events from a new place.
+    /// Ask for places that are not known.
     pub(crate) places: bool,
 }
 
@@ -25,8 +26,11 @@ pub(crate) struct Watch {
 #[derive(Debug, Default)]
 pub(crate) struct Events {
     watch: Mutex<Arc<Watch>>,
-    /// Whether to stop at new places, from the next watch on.
-    places: AtomicBool,
+    /// Whether to ask for places, from the next watch on; and those that the machine has told of.
+    asks: AtomicBool,
+    places: Mutex<Places>,
+    /// The numbers that were told for the instructions that vCPUs have asked about.
+    told: Mutex<[Option<u32>; 8]>,
     /// vCPUs that run without being stepped, a bit each; and told when one has left the guest.
     free: Mutex<u32>,
     left: Condvar,
@@ -59,9 +63,10 @@ impl Events {
     /// Watches something else, and waits until no vCPU runs that saw what was watched before; `kick` gets one to leave.
     pub(crate) fn set_watch(&self, ranges: &[Range<u64>], loads: bool, kick: impl Fn(VcpuId)) {
         let ranges: Vec<_> = ranges.iter().filter(|range| range.start < range.end).cloned().collect();
-        let (is_on, places) = (!ranges.is_empty(), self.places.load(Ordering::Relaxed));
+        let (is_on, places) = (!ranges.is_empty(), self.asks.load(Ordering::Relaxed));
         let mut free = lock(&self.free);
         *lock(&self.watch) = Arc::new(Watch { ranges, loads, places });
+        *lock(&self.places) = Places::default();
         if is_on {
             (0..8).filter(|vcpu| *free & 1 << vcpu != 0).for_each(kick);
             while *free != 0 {
@@ -80,8 +85,31 @@ impl Events {
         Some(Free(self, vcpu))
     }
 
-    pub(crate) fn stop_at_places(&self, on: bool) {
-        self.places.store(on, Ordering::Relaxed);
+    pub(crate) fn ask_places(&self, on: bool) {
+        self.asks.store(on, Ordering::Relaxed);
+    }
+
+    /// The machine tells where a vCPU's next instruction is.
+    pub(crate) fn learn(&self, vcpu: VcpuId, place: Place) {
+        if let Some(told) = lock(&self.told).get_mut(usize::from(vcpu)) {
+            *told = Some(place.number);
+        }
+        lock(&self.places).learn(place);
+    }
+
+    /// What was told last of a vCPU's next instruction.
+    pub(crate) fn take_told(&self, vcpu: VcpuId) -> Option<u32> {
+        lock(&self.told).get_mut(usize::from(vcpu)).and_then(Option::take)
+    }
+
+    /// The number of a place, if it is known. See [`Places::find`].
+    pub(crate) fn find_place(
+        &self,
+        rip: u64,
+        gpr: &[u64],
+        look: impl FnMut(u64, usize) -> Option<u64>,
+    ) -> Option<u32> {
+        lock(&self.places).find(rip, gpr, look)
     }
 
     pub(crate) fn stop_at(&self, number: Option<u64>) {

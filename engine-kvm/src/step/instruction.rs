@@ -35,7 +35,7 @@ pub(super) fn leads_to(i: &Instruction, rip: u64) -> bool {
 impl Begun {
     /// Of an instruction that cannot be told.
     fn blindly(rip: u64) -> Self {
-        Self { rip, instruction: Instruction::default(), pieces: Vec::new(), behind: None }
+        Self { rip, instruction: Instruction::default(), pieces: Vec::new(), place: 0, behind: None }
     }
 }
 
@@ -64,7 +64,7 @@ impl Stepper {
         self.accesses = accesses;
         match miss {
             Some((at, stack, why)) => self.missed(fd, rip, at, stack, why),
-            None => Ok(Next::Run(Begun { rip, instruction, pieces, behind: None })),
+            None => Ok(Next::Run(Begun { rip, instruction, pieces, place: 0, behind: None })),
         }
     }
 

@@ -17,6 +17,7 @@ mod deliver;
 mod effects;
 mod events;
 mod instruction;
+mod place;
 mod walk;
 
 use std::time::Duration;
@@ -61,30 +62,14 @@ struct Piece {
     touch: Touch,
 }
 
-/// Where events come from: what a call chain depends on.
-#[derive(Debug, Clone, Copy)]
-struct Place {
-    rip: u64,
-    stack: u64,
-    instruction: u64,
-}
-
-impl Place {
-    /// Instructions after which a place counts as another: its caller may have been left and entered anew.
-    const SAME: u64 = 64;
-
-    fn is_near(&self, other: &Self) -> bool {
-        (self.rip, self.stack) == (other.rip, other.stack)
-            && other.instruction - self.instruction <= Self::SAME
-    }
-}
-
 /// An instruction that KVM has begun.
 #[derive(Debug, Clone)]
 struct Begun {
     rip: u64,
     instruction: Instruction,
     pieces: Vec<Piece>,
+    /// The number of its place; 0 where that is not known.
+    place: u32,
     /// The instruction behind a MOV SS.
     behind: Option<Box<Begun>>,
 }
@@ -119,8 +104,8 @@ pub(crate) struct Stepper {
     messages: u64,
     since_interrupt: u32,
     log: Vec<Event>,
-    /// Where it was at its last event.
-    place: Option<Place>,
+    /// The instruction pointer whose place was asked for.
+    asked: Option<u64>,
     /// It has flushed or posted something that no fence has followed, or may have before it was watched.
     unfenced: bool,
     /// Exceptions whose handlers ran unseen.
@@ -162,7 +147,7 @@ impl Stepper {
             messages: 0,
             since_interrupt: BETWEEN_INTERRUPTS,
             log: Vec::new(),
-            place: None,
+            asked: None,
             unfenced: true,
             unseen: 0,
         };
@@ -249,17 +234,15 @@ impl Stepper {
         self.begun = None;
     }
 
-    /// The instruction that was begun is over: tells what it did; `who` is the vCPU and guest time. Gives whether events
-    /// came from a new place, and somebody wants to know.
+    /// The instruction that was begun is over: tells what it did; `who` is the vCPU and guest time.
     pub(crate) fn complete(
         &mut self,
         fd: &VcpuFd,
         who: (VcpuId, u64),
-        watch: &Watch,
         events: &Events,
-    ) -> Result<bool> {
-        let Some(begun) = self.begun.take() else { return Ok(false) };
-        let (before, stack) = (self.regs.rflags, self.regs.rsp);
+    ) -> Result<()> {
+        let Some(begun) = self.begun.take() else { return Ok(()) };
+        let before = self.regs.rflags;
         self.read(fd)?;
         self.opened |= !before & self.regs.rflags & IF != 0;
         self.called |= effects::touches_apic(&begun.instruction) && self.regs.rflags & IF != 0;
@@ -281,11 +264,8 @@ impl Stepper {
                 self.regs.rip
             );
         }
-        let Some(last) = self.log.last() else { return Ok(false) };
-        let place = Place { rip: last.rip, stack, instruction: last.instruction };
-        let is_new = self.place.replace(place).is_none_or(|before| !before.is_near(&place));
         events.append(&mut self.log);
-        Ok(watch.places && is_new)
+        Ok(())
     }
 
     fn tell(&mut self, begun: &Begun, (vcpu, time): (VcpuId, u64), events: &Events) {
@@ -296,10 +276,11 @@ impl Stepper {
         let failed = effects::is_exchange(i) && self.regs.rflags & ZF == 0;
         let over = self.regs.rip != begun.rip;
         let number = if over { events.count() } else { events.number() };
-        let (rip, unfenced, told) = (begun.rip, &mut self.unfenced, &mut self.log);
+        let (rip, place) = (begun.rip, begun.place);
+        let (unfenced, told) = (&mut self.unfenced, &mut self.log);
         let mut log = |kind| {
             if concerns(&kind, unfenced) {
-                told.push(Event { vcpu, rip, instruction: number, time, kind });
+                told.push(Event { vcpu, rip, instruction: number, time, place, kind });
             }
         };
         for piece in &begun.pieces {

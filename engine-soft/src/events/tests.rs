@@ -224,6 +224,7 @@ fn page_walks_are_cached_stores() {
         rip,
         instruction: n,
         time: n,
+        place: 0,
         kind: store(entry, &(clean | bits).to_le_bytes(), StoreKind::Cached),
     };
     assert_eq!(log, [update(1, CODE + 1, 0x20), update(2, CODE + 3, 0x60)]);

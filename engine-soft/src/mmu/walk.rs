@@ -135,6 +135,11 @@ impl Cpu {
         Ok(leaf.gpa)
     }
 
+    /// Where an address leads, whoever may go there; nothing is set and nothing remembered.
+    pub(crate) fn leads_to(&self, va: u64) -> Option<u64> {
+        self.walk(va).ok().map(|leaf| leaf.gpa)
+    }
+
     fn four_level(&self) -> bool {
         self.efer & control::EFER_LMA != 0
     }

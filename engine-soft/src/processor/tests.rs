@@ -3,6 +3,7 @@ use std::time::Duration;
 
 use engine::cpuid::CpuidTable;
 use engine::event::EventKind;
+use engine::place::{Place, Trail, Word};
 use engine::state::{Activity, Segment};
 use engine::{Engine, Msi, Partition, PartitionSpec};
 
@@ -211,10 +212,37 @@ fn the_log_fills_and_is_drained_without_loss() {
     events.watch(&[], false);
 }
 
+/// Runs until the guest tells 0, and answers whatever place is asked for with its instruction pointer, its stack pointer and
+/// the word on top of the stack. Gives each event's instruction pointer and place, and what was asked.
+fn places(code: &[u8], lasting: bool) -> (Vec<(u64, u32)>, Vec<(u64, u64)>) {
+    use vm_memory::{Bytes, GuestAddress};
+    let mut guest = Guest::new(1, code, TELL);
+    let partition = Arc::clone(&guest.partition);
+    let events = partition.memory_events().unwrap();
+    assert!(events.ask_places(true));
+    events.watch(std::slice::from_ref(&(DATA..DATA + 0x1000)), false);
+    let (mut seen, mut asked) = (Vec::new(), Vec::new());
+    loop {
+        let exit = guest.run(Entry::Resume);
+        events.drain(&mut |event| seen.push((event.rip - CODE, event.place)));
+        if exit != ExitKind::UnknownPlace {
+            assert_eq!(exit, ExitKind::IoWrite { port: 0x10, size: 1, value: 0 });
+            return (seen, asked);
+        }
+        let registers = guest.processor.save(0).unwrap().registers;
+        let (rip, stack) = (registers.rip, registers.gpr[4]);
+        let top: u64 = guest.memory.read_obj(GuestAddress(stack)).unwrap();
+        asked.push((rip - CODE, top.wrapping_sub(CODE)));
+        let words = vec![Word { address: stack, len: 8, value: Some(top) }];
+        let trail = lasting.then(|| Trail { rip, registers: vec![(4, stack)], words });
+        events.learn(0, Place { number: asked.len() as u32, trail });
+    }
+}
+
 #[test]
-fn a_new_place_stops_right_after_its_instruction() {
+fn a_place_is_asked_for_before_its_instruction_and_then_known() {
     // A loop that stores at two places, the second five times in a row; both stacks are the same.
-    // mov ecx, 5; mov [rbx], rcx; sfence; 1: mov [rbx+8], rcx; dec ecx; jnz 1b; push 0; mov [rbx], ecx; out 0x10, al
+    // mov ecx, 5; mov [rbx], rcx; sfence; 1: mov [rbx+8], rcx; dec ecx; jnz 1b; mov [rbx], ecx; out 0x10, al
     let code = [
         &[0xB9, 5, 0, 0, 0][..],
         &[0x48, 0x89, 0x0B],
@@ -223,31 +251,43 @@ fn a_new_place_stops_right_after_its_instruction() {
         &[0x89, 0x0B, 0xE6, 0x10],
     ]
     .concat();
-    let mut guest = Guest::new(1, &code, TELL);
+    let (seen, asked) = places(&code, true);
+    assert_eq!(asked.iter().map(|at| at.0).collect::<Vec<_>>(), [5, 8, 11, 19]);
+    assert_eq!(seen, [(5, 1), (8, 2), (11, 3), (11, 3), (11, 3), (11, 3), (11, 3), (19, 4)]);
+    let (seen, asked) = places(&code, false);
+    assert_eq!(asked.len(), 8, "each time");
+    assert_eq!(seen.last(), Some(&(19, 8)));
+}
+
+#[test]
+fn a_function_called_from_two_places_in_a_row_is_at_two_places() {
+    // The same function, called twice within a few instructions, with the same stack pointer; then both again.
+    // mov ecx, 2; 1: call f; call f; dec ecx; jnz 1b; out 0x10, al; f: mov [rbx], ecx; ret
+    let code = [
+        &[0xB9, 2, 0, 0, 0][..],
+        &[0xE8, 11, 0, 0, 0, 0xE8, 6, 0, 0, 0],
+        &[0xFF, 0xC9, 0x75, 0xF2, 0xE6, 0x10],
+        &[0x89, 0x0B, 0xC3],
+    ]
+    .concat();
+    let (seen, asked) = places(&code, true);
+    assert_eq!(asked, [(21, 10), (21, 15)]);
+    assert_eq!(seen, [(21, 1), (21, 2), (21, 1), (21, 2)]);
+}
+
+#[test]
+fn nobody_is_asked_twice() {
+    // mov [rbx], rax; out 0x10, al
+    let mut guest = Guest::new(1, &[0x48, 0x89, 0x03, 0xE6, 0x10], TELL);
     let partition = Arc::clone(&guest.partition);
     let events = partition.memory_events().unwrap();
-    assert!(events.stop_at_places(true));
+    events.ask_places(true);
     events.watch(std::slice::from_ref(&(DATA..DATA + 0x1000)), false);
+    assert_eq!(guest.run(Entry::Resume), ExitKind::UnknownPlace);
+    assert_eq!(guest.run(Entry::Resume), TOLD);
     let mut seen = Vec::new();
-    loop {
-        let exit = guest.run(Entry::Resume);
-        let mut count = 0;
-        events.drain(&mut |event| {
-            count += 1;
-            seen.push((event.rip - CODE, exit == ExitKind::EventsFull));
-        });
-        if exit != ExitKind::EventsFull {
-            assert_eq!(exit, ExitKind::IoWrite { port: 0x10, size: 1, value: 0 });
-            break;
-        }
-        assert!(count > 0);
-        let (last, _) = seen[seen.len() - 1];
-        let rip = guest.processor.save(0).unwrap().registers.rip - CODE;
-        assert!(rip > last && rip <= last + 4, "{rip} after {last}");
-    }
-    let first = [(5, true), (8, true), (11, true)];
-    let same = [(11, true); 4];
-    assert_eq!(seen, [&first[..], &same, &[(19, true)]].concat());
+    events.drain(&mut |event| seen.push((event.rip, event.place)));
+    assert_eq!(seen, [(CODE, 0)]);
 }
 
 #[test]

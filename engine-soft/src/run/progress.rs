@@ -37,6 +37,8 @@ pub(crate) struct Progress {
     pub(crate) entry: u64,
     /// The instruction being executed is alone in its block, and the loop looks around after it.
     pub(crate) stepping: bool,
+    /// An exception or interrupt is on its way to its handler.
+    pub(crate) delivering: bool,
     /// Debug conditions that the current instruction has met: bits of DR6.
     pub(crate) debug: u64,
     /// The current instruction was a software interrupt, which takes its own single step along.
@@ -67,6 +69,7 @@ impl Default for Progress {
             current: None,
             entry: 0,
             stepping: false,
+            delivering: false,
             debug: 0,
             interrupted: false,
             mode: 0,

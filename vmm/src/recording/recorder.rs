@@ -3,6 +3,7 @@
 
 use std::ops::Range;
 
+use engine::place::Place;
 use engine::{Exit, ExitKind, GuestMemory, Partition, Processor, VcpuId};
 use nvdimm_model::medium;
 use trace::{Area, BLOCK, Contents, Cutter, Due, End, Event, Header, Kind, Reached, Verdict};
@@ -25,13 +26,6 @@ enum Phase {
     Open,
     /// Its window has closed, or the power is cut.
     Over,
-}
-
-/// Where a vCPU was at its last event, and the number of its call chain there.
-#[derive(Debug, Clone, Copy, Default)]
-struct Place {
-    rip: u64,
-    chain: u32,
 }
 
 /// Where and when something happens.
@@ -80,7 +74,6 @@ pub struct Recorder {
     earlier: (u64, u64),
     /// The number of the next instruction, as far as is known.
     number: u64,
-    places: [Place; 8],
     /// Events recorded.
     events: u64,
     /// Marks that the exit which is being answered has set.
@@ -92,7 +85,6 @@ pub struct Recorder {
     /// The time at which somebody will ring.
     alarm: Option<u64>,
     memory: GuestMemory,
-    batch: Vec<engine::event::Event>,
 }
 
 impl std::fmt::Debug for Recorder {
@@ -128,13 +120,11 @@ impl Recorder {
             earlier: (0, 0),
             number: 0,
             alarm: None,
-            places: [Place::default(); 8],
             events: 0,
             marks: Vec::new(),
             run_limit: None,
             limit: None,
             memory,
-            batch: Vec::new(),
         }
     }
 
@@ -182,7 +172,7 @@ impl Recorder {
         let Some(events) = partition.memory_events() else { return };
         let sees = self.phase == Phase::Open && !self.surveys;
         let ranges = if sees { self.zones() } else { Vec::new() };
-        events.stop_at_places(self.tape.has_sight());
+        events.ask_places(self.tape.has_sight());
         events.watch(&ranges, self.header.loads);
     }
 
@@ -300,44 +290,34 @@ impl Recorder {
         At::moment(vcpu, (instructions + self.numbered(partition), time + partition.now()))
     }
 
+    /// Takes what the engine saw, and tells it what it asks.
     fn drain(&mut self, exit: Exit, partition: &dyn Partition, processor: &mut dyn Processor) -> Result<()> {
         let Some(events) = partition.memory_events() else { return Ok(()) };
-        let mut batch = std::mem::take(&mut self.batch);
-        events.drain(&mut |event| batch.push(event.clone()));
-        // Right after an instruction from a new place its processor still tells who called.
-        let last = batch.last().map(|event| (event.vcpu, event.instruction, event.rip));
-        let fresh = last.filter(|&(vcpu, instruction, _)| {
-            exit.kind == ExitKind::EventsFull && vcpu == exit.vcpu && events.number() == instruction + 1
-        });
-        let mut arrived = None;
-        if let (Some((vcpu, instruction, rip)), false) = (fresh, self.is_cut()) {
-            let chain = self.chain(vcpu, processor)?;
-            arrived = chain.map(|chain| (vcpu, instruction, Place { rip, chain }));
-        }
-        for event in &batch {
-            let place = &mut self.places[usize::from(event.vcpu & 7)];
-            match arrived {
-                Some((vcpu, instruction, new)) if (vcpu, instruction) == (event.vcpu, event.instruction) => {
-                    *place = new;
-                }
-                _ => {}
+        let mut done = Ok(());
+        events.drain(&mut |event| {
+            if done.is_ok() {
+                let at = At {
+                    vcpu: event.vcpu,
+                    instruction: self.earlier.0 + event.instruction,
+                    time: self.earlier.1 + event.time,
+                    rip: event.rip,
+                    chain: event.place,
+                };
+                done = self.observe(at, words::kind(&event.kind), Some(partition));
             }
-            let at = At {
-                vcpu: event.vcpu,
-                instruction: self.earlier.0 + event.instruction,
-                time: self.earlier.1 + event.time,
-                rip: event.rip,
-                chain: if place.rip == event.rip { place.chain } else { 0 },
-            };
-            self.observe(at, words::kind(&event.kind), Some(partition))?;
+        });
+        done?;
+        if exit.kind == ExitKind::UnknownPlace
+            && self.phase == Phase::Open
+            && let Some(place) = self.chain(exit.vcpu, processor)?
+        {
+            events.learn(exit.vcpu, place);
         }
-        batch.clear();
-        self.batch = batch;
         Ok(())
     }
 
-    /// The number of the call chain of a vCPU, where somebody can take it.
-    fn chain(&mut self, vcpu: VcpuId, processor: &mut dyn Processor) -> Result<Option<u32>> {
+    /// The call chain of a vCPU, where somebody can take it.
+    fn chain(&mut self, vcpu: VcpuId, processor: &mut dyn Processor) -> Result<Option<Place>> {
         self.tape.chain(&self.memory, || Ok(processor.save(vcpu)?))
     }
 
@@ -439,7 +419,7 @@ impl Recorder {
         }
         if self.phase == Phase::Open {
             at.rip = processor.save(exit.vcpu)?.registers.rip;
-            at.chain = self.chain(exit.vcpu, processor)?.unwrap_or(0);
+            at.chain = self.chain(exit.vcpu, processor)?.map_or(0, |place| place.number);
         }
         for deed in &deeds {
             let kind = match *deed {

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 
+use engine::place::Place;
 use engine::{CpuState, GuestMemory};
 use trace::{BLOCK, End, Event, Header, Writer};
 
@@ -48,23 +49,25 @@ impl Tape {
         self.writer.as_mut().map_or(Ok(()), |writer| Ok(writer.block(dimm, number, block)?))
     }
 
-    /// The number of a vCPU's call chain, where somebody can take it.
+    /// The number of a vCPU's call chain and what it can be known again by, where somebody can take it: of the calls that
+    /// led to its next instruction, which itself is not part of it.
     pub fn chain(
         &mut self,
         memory: &GuestMemory,
         state: impl FnOnce() -> Result<CpuState>,
-    ) -> Result<Option<u32>> {
+    ) -> Result<Option<Place>> {
         let (Some(sight), Some(writer)) = (&mut self.sight, &mut self.writer) else { return Ok(None) };
-        let chain = sight.chain(memory, &state()?);
-        let frames: Vec<u64> = chain
-            .frames
+        let (chain, trail) = sight.chain(memory, &state()?);
+        let callers = chain.frames.get(1..).unwrap_or_default();
+        let frames: Vec<u64> = callers
             .iter()
             .map(|frame| if frame.guess { frame.ip ^ trace::GUESS } else { frame.ip })
             .collect();
-        for frame in &chain.frames {
+        for frame in callers {
             name(writer, sight, frame.ip);
         }
-        Ok(Some(if frames.is_empty() { 0 } else { writer.chain(&frames)? }))
+        let number = if frames.is_empty() { 0 } else { writer.chain(&frames)? };
+        Ok(Some(Place { number, trail }))
     }
 
     /// The next event.

@@ -1,0 +1,162 @@
+//! Places: where memory events come from, known again by all that their call chain was found by.
+//!
+//! A call chain is a function of the instruction pointer, of the registers that its finder used and of the words of memory
+//! that it read. While those are what they were, it is the same chain: an engine compares them at each event and asks
+//! ([`crate::ExitKind::UnknownPlace`]) where it knows none that fits.
+
+/// RSP, as [`Trail::registers`] numbers it.
+const RSP: u8 = 4;
+/// Heads of lists, by a hash of instruction and stack pointer.
+const HEADS: usize = 1 << 12;
+/// With more than this many places, or words of theirs, all are forgotten.
+const PLACES: usize = 1 << 15;
+const WORDS: usize = 1 << 21;
+
+/// The answer to [`crate::ExitKind::UnknownPlace`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// What [`crate::event::Event::place`] of its events will be; 0 for nothing.
+    pub number: u32,
+    /// What it is known again by; `None` if it is only the place of the one instruction that was asked about.
+    pub trail: Option<Trail>,
+}
+
+/// All that a call chain was found by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trail {
+    /// The instruction pointer.
+    pub rip: u64,
+    /// General registers, as they are numbered in [`crate::state::Registers::gpr`], and their values.
+    pub registers: Vec<(u8, u64)>,
+    /// What was read.
+    pub words: Vec<Word>,
+}
+
+/// At most eight bytes of memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Word {
+    /// Linear address.
+    pub address: u64,
+    /// Bytes, 1 to 8.
+    pub len: u8,
+    /// The bytes, little-endian; `None` where some of them were not mapped.
+    pub value: Option<u64>,
+}
+
+impl Trail {
+    fn stack(&self) -> Option<u64> {
+        self.registers.iter().find(|(n, _)| *n == RSP).map(|(_, value)| *value)
+    }
+
+    fn holds(&self, rip: u64, gpr: &[u64], look: &mut impl FnMut(u64, usize) -> Option<u64>) -> bool {
+        self.rip == rip
+            && self.registers.iter().all(|&(n, value)| gpr.get(usize::from(n)) == Some(&value))
+            && self.words.iter().all(|word| look(word.address, usize::from(word.len)) == word.value)
+    }
+}
+
+/// The places that an engine has been told of.
+#[derive(Debug, Default)]
+pub struct Places {
+    /// Lists of them; empty before the first.
+    heads: Vec<Vec<(u32, Trail)>>,
+    count: usize,
+    words: usize,
+}
+
+impl Places {
+    /// Takes note of a place.
+    pub fn learn(&mut self, place: Place) {
+        let Some(trail) = place.trail else { return };
+        if self.heads.is_empty() || self.count >= PLACES || self.words >= WORDS {
+            self.heads = vec![Vec::new(); HEADS];
+            (self.count, self.words) = (0, 0);
+        }
+        self.count += 1;
+        self.words += trail.words.len();
+        self.heads[head(trail.rip, trail.stack())].push((place.number, trail));
+    }
+
+    /// The number of the place where an instruction is: with these general registers before it, and memory as `look` gives
+    /// so many bytes, 1 to 8, at a linear address (`None` where it is not mapped).
+    pub fn find(
+        &self,
+        rip: u64,
+        gpr: &[u64],
+        mut look: impl FnMut(u64, usize) -> Option<u64>,
+    ) -> Option<u32> {
+        let stack = gpr.get(usize::from(RSP)).copied();
+        // What a chain without callers is found by does not depend on the stack.
+        let lists = [head(rip, stack), head(rip, None)].map(|head| self.heads.get(head));
+        let known = lists.into_iter().flatten().flatten();
+        let mut fits = known.filter(|(_, trail)| trail.holds(rip, gpr, &mut look));
+        fits.next().map(|&(number, _)| number)
+    }
+}
+
+/// The list of those with this instruction pointer and, if it matters, stack pointer.
+fn head(rip: u64, stack: Option<u64>) -> usize {
+    let mixed = rip.wrapping_add(stack.unwrap_or(0).rotate_left(32)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    (mixed >> 52) as usize % HEADS
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STACK: u64 = 0x1000;
+
+    fn place(number: u32, caller: u64) -> Place {
+        let words = vec![
+            Word { address: STACK + 8, len: 8, value: Some(caller) },
+            Word { address: STACK + 16, len: 8, value: None },
+        ];
+        Place { number, trail: Some(Trail { rip: 5, registers: vec![(4, STACK), (5, 7)], words }) }
+    }
+
+    fn find(places: &Places, rip: u64, (stack, bp): (u64, u64), caller: u64) -> Option<u32> {
+        let mut gpr = [0; 16];
+        (gpr[4], gpr[5]) = (stack, bp);
+        places.find(rip, &gpr, |at, len| (at == STACK + 8 && len == 8).then_some(caller))
+    }
+
+    #[test]
+    fn a_place_is_known_by_its_instruction_its_registers_and_its_words() {
+        let mut places = Places::default();
+        assert_eq!(find(&places, 5, (STACK, 7), 1), None);
+        places.learn(place(1, 100));
+        // The same function called from elsewhere, with the same stack pointer.
+        places.learn(place(2, 105));
+        assert_eq!(find(&places, 5, (STACK, 7), 100), Some(1));
+        assert_eq!(find(&places, 5, (STACK, 7), 105), Some(2));
+        assert_eq!(find(&places, 5, (STACK, 7), 110), None);
+        assert_eq!(find(&places, 6, (STACK, 7), 100), None);
+        assert_eq!(find(&places, 5, (STACK + 8, 7), 100), None);
+        assert_eq!(find(&places, 5, (STACK, 8), 100), None);
+        // A word that is mapped now was not then.
+        let mut gpr = [0; 16];
+        (gpr[4], gpr[5]) = (STACK, 7);
+        assert_eq!(places.find(5, &gpr, |_, _| Some(100)), None);
+    }
+
+    #[test]
+    fn a_place_without_callers_does_not_depend_on_the_stack() {
+        let mut places = Places::default();
+        let trail = Trail { rip: 5, registers: Vec::new(), words: Vec::new() };
+        places.learn(Place { number: 3, trail: Some(trail) });
+        assert_eq!(find(&places, 5, (1, 2), 3), Some(3));
+        assert_eq!(find(&places, 5, (4, 5), 6), Some(3));
+    }
+
+    #[test]
+    fn what_holds_for_one_instruction_is_not_kept_and_too_many_are_forgotten() {
+        let mut places = Places::default();
+        places.learn(Place { number: 1, trail: None });
+        assert_eq!(find(&places, 5, (STACK, 7), 100), None);
+        for n in 0..=PLACES as u64 {
+            places.learn(place(n as u32 + 1, n));
+        }
+        assert_eq!((places.count, find(&places, 5, (STACK, 7), 100)), (1, None));
+        assert_eq!(find(&places, 5, (STACK, 7), PLACES as u64), Some(PLACES as u32 + 1));
+    }
+}
