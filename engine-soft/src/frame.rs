@@ -88,6 +88,8 @@ pub(crate) struct Frame {
     pub(crate) image: FxArea,
     /// Not zero: AVX instructions fault, or may.
     pub(crate) no_wide: u64,
+    /// For a call that keeps all registers.
+    pub(crate) kept: u64,
     /// Supervisor, user.
     pub(crate) halves: [Half; 2],
     /// Supervisor, user.

@@ -20,6 +20,8 @@ pub struct Shared {
     pub watch: Watch,
     /// The log.
     pub log: Vec<Event>,
+    /// The bytes of the last event are what will be in memory when somebody next asks: its instruction stores them.
+    ahead: bool,
     /// vCPUs that have flushed or posted something since their last fence, a bit each.
     unfenced: u8,
     /// The places that the machine has told of.
@@ -85,7 +87,7 @@ pub struct Actor {
 }
 
 /// Events that the log takes before the machine is asked to drain it.
-pub const LOG_CAPACITY: usize = 1 << 16;
+pub const LOG_CAPACITY: usize = 1 << 13;
 
 impl Shared {
     /// The page at this guest-physical address holds decoded code.
@@ -148,9 +150,28 @@ impl Shared {
         self.unfenced = 0xFF;
     }
 
+    /// Gives the last event its bytes, if it was logged ahead of its store. To be called before the log or watched memory is
+    /// touched in any other way.
+    #[inline]
+    pub fn settle(&mut self) {
+        if std::mem::take(&mut self.ahead)
+            && let Some(Event { kind: EventKind::Store { addr, data, len, .. }, .. }) = self.log.last_mut()
+        {
+            self.ram.read(*addr, &mut data[..usize::from(*len).min(64)]);
+        }
+    }
+
+    /// Logs a store within a page that is about to be made.
+    #[inline]
+    pub fn record_ahead(&mut self, actor: Actor, addr: u64, len: u8, kind: StoreKind) {
+        self.record(actor, EventKind::Store { addr, data: [0; 64], len, kind });
+        self.ahead = true;
+    }
+
     /// Logs; a fence only if it is one for its own sake or has something to order.
     pub fn record(&mut self, actor: Actor, kind: EventKind) {
-        let Actor { vcpu, rip, instruction, .. } = actor;
+        self.settle();
+        let Actor { vcpu, rip, instruction } = actor;
         let own = 1u8.checked_shl(vcpu.into()).unwrap_or(0xFF);
         match kind {
             EventKind::Flush { .. } | EventKind::Store { kind: StoreKind::NonTemporal, .. } => {

@@ -170,6 +170,7 @@ impl Cpu {
     /// An instruction is about to be logged: the log has room, and it is known where it is, or that nobody knows. What the
     /// delivery of an exception stores cannot wait.
     fn open_log(&mut self) -> Step {
+        self.shared.settle();
         let actor = self.actor();
         if self.shared.is_here(actor) || self.progress.delivering {
             return Ok(());
@@ -178,17 +179,22 @@ impl Cpu {
             self.cause = Cause::Exit(ExitKind::EventsFull);
             return Err(Trap);
         }
-        if !self.shared.watch.places {
-            self.shared.enter_log(actor, 0);
-            return Ok(());
-        }
-        let found = self.shared.places.find(actor.rip, &self.gpr[..16], |va, len| self.look(va, len));
-        self.shared.enter_log(actor, found.unwrap_or(0));
-        if found.is_none() {
+        let place = self.known_place(actor.rip);
+        self.shared.enter_log(actor, place.unwrap_or(0));
+        if place.is_none() {
             self.cause = Cause::Exit(ExitKind::UnknownPlace);
             return Err(Trap);
         }
         Ok(())
+    }
+
+    /// The number of the place of the instruction there, which is about to be executed; 0 where nobody wants to know.
+    #[inline]
+    pub(crate) fn known_place(&self, rip: u64) -> Option<u32> {
+        if !self.shared.watch.places {
+            return Some(0);
+        }
+        self.shared.places.find(rip, &self.gpr[..16], |va, len| self.look(va, len))
     }
 
     /// Up to eight bytes of memory, without a trace of having been looked at.

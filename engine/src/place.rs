@@ -4,13 +4,16 @@
 //! that it read. While those are what they were, it is the same chain: an engine compares them at each event and asks
 //! ([`crate::ExitKind::UnknownPlace`]) where it knows none that fits.
 
+use std::collections::VecDeque;
+
 /// RSP, as [`Trail::registers`] numbers it.
 const RSP: u8 = 4;
 /// Heads of lists, by a hash of instruction and stack pointer.
-const HEADS: usize = 1 << 12;
-/// With more than this many places, or words of theirs, all are forgotten.
-const PLACES: usize = 1 << 15;
-const WORDS: usize = 1 << 21;
+const HEADS: usize = 1 << 10;
+/// The longest list; then its oldest place is forgotten.
+const LIST: usize = 16;
+/// Trails that depend on more than this are not kept.
+const WORDS: usize = 512;
 
 /// The answer to [`crate::ExitKind::UnknownPlace`].
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,23 +61,22 @@ impl Trail {
 /// The places that an engine has been told of.
 #[derive(Debug, Default)]
 pub struct Places {
-    /// Lists of them; empty before the first.
-    heads: Vec<Vec<(u32, Trail)>>,
-    count: usize,
-    words: usize,
+    /// Lists of them, the newest last; empty before the first.
+    heads: Vec<VecDeque<(u32, Trail)>>,
 }
 
 impl Places {
     /// Takes note of a place.
     pub fn learn(&mut self, place: Place) {
-        let Some(trail) = place.trail else { return };
-        if self.heads.is_empty() || self.count >= PLACES || self.words >= WORDS {
-            self.heads = vec![Vec::new(); HEADS];
-            (self.count, self.words) = (0, 0);
+        let Some(trail) = place.trail.filter(|trail| trail.words.len() <= WORDS) else { return };
+        if self.heads.is_empty() {
+            self.heads = vec![VecDeque::new(); HEADS];
         }
-        self.count += 1;
-        self.words += trail.words.len();
-        self.heads[head(trail.rip, trail.stack())].push((place.number, trail));
+        let list = &mut self.heads[head(trail.rip, trail.stack())];
+        if list.len() >= LIST {
+            list.pop_front();
+        }
+        list.push_back((place.number, trail));
     }
 
     /// The number of the place where an instruction is: with these general registers before it, and memory as `look` gives
@@ -88,16 +90,15 @@ impl Places {
         let stack = gpr.get(usize::from(RSP)).copied();
         // What a chain without callers is found by does not depend on the stack.
         let lists = [head(rip, stack), head(rip, None)].map(|head| self.heads.get(head));
-        let known = lists.into_iter().flatten().flatten();
-        let mut fits = known.filter(|(_, trail)| trail.holds(rip, gpr, &mut look));
-        fits.next().map(|&(number, _)| number)
+        let mut known = lists.into_iter().flatten().flat_map(|list| list.iter().rev());
+        known.find(|(_, trail)| trail.holds(rip, gpr, &mut look)).map(|&(number, _)| number)
     }
 }
 
 /// The list of those with this instruction pointer and, if it matters, stack pointer.
 fn head(rip: u64, stack: Option<u64>) -> usize {
     let mixed = rip.wrapping_add(stack.unwrap_or(0).rotate_left(32)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    (mixed >> 52) as usize % HEADS
+    (mixed >> 54) as usize % HEADS
 }
 
 #[cfg(test)]
@@ -153,10 +154,16 @@ mod tests {
         let mut places = Places::default();
         places.learn(Place { number: 1, trail: None });
         assert_eq!(find(&places, 5, (STACK, 7), 100), None);
-        for n in 0..=PLACES as u64 {
+        for n in 0..=LIST as u64 {
             places.learn(place(n as u32 + 1, n));
         }
-        assert_eq!((places.count, find(&places, 5, (STACK, 7), 100)), (1, None));
-        assert_eq!(find(&places, 5, (STACK, 7), PLACES as u64), Some(PLACES as u32 + 1));
+        assert_eq!(find(&places, 5, (STACK, 7), 0), None, "the oldest");
+        assert_eq!(find(&places, 5, (STACK, 7), 1), Some(2));
+        assert_eq!(find(&places, 5, (STACK, 7), LIST as u64), Some(LIST as u32 + 1));
+        let mut long = place(1, 0);
+        long.trail.iter_mut().for_each(|trail| trail.words = vec![trail.words[0]; WORDS + 1]);
+        let mut places = Places::default();
+        places.learn(long);
+        assert_eq!(find(&places, 5, (STACK, 7), 0), None);
     }
 }

@@ -208,6 +208,8 @@ fn a_chain_goes_through_stack_and_frame_pointers_to_the_outermost_function() {
         chain.frames.iter().map(|f| code.place(f.ip).map_or_else(String::new, |p| p.to_string())).collect();
     assert_eq!(names, ["function_0+0x4", "function_1+0x4", "function_2+0x3"]);
     assert!(chain.whole && chain.frames.iter().all(|frame| !frame.guess), "{chain:?}");
+    // RSP and RBP, and nothing of what the functions use for themselves.
+    assert_eq!(chain.registers, [4, 5]);
 }
 
 #[test]

@@ -81,21 +81,67 @@ enum Step {
     Lost,
 }
 
+/// The registers of one function. Those that only few functions find their caller by are not read from the stack before they
+/// are wanted: a chain is to depend on nothing that it can do without.
 #[derive(Clone, Copy)]
 struct State {
-    registers: Registers,
+    ip: u64,
+    sp: u64,
+    bp: Value,
+    dx: Value,
+    di: Value,
+    r10: Value,
+    r13: Value,
     /// Stopped here, so that the instruction at the address counts, and not the call before it.
     stopped: bool,
     guess: bool,
-    /// RBP is still what it was at first, and so are RDX, RDI, R10 and R13.
-    own_bp: bool,
-    own_rest: bool,
+}
+
+/// What a register held.
+#[derive(Clone, Copy)]
+enum Value {
+    /// What it holds at first; and its number.
+    Own(u64, u8),
+    /// A word of memory.
+    At(u64),
+    /// Its function does not keep what its caller had there.
+    Gone,
+}
+
+impl Value {
+    /// It is wanted, and the chain depends on where it comes from.
+    fn take(self, memory: &mut dyn Memory, chain: &mut Chain) -> Option<u64> {
+        match self {
+            Self::Own(value, register) => {
+                chain.needs(register);
+                Some(value)
+            }
+            Self::At(address) => memory.word(address),
+            Self::Gone => Some(0),
+        }
+    }
+}
+
+impl State {
+    fn first(registers: Registers) -> Self {
+        let Registers { ip, sp, bp, dx, di, r10, r13 } = registers;
+        Self {
+            ip,
+            sp,
+            bp: Value::Own(bp, number::BP),
+            dx: Value::Own(dx, number::DX),
+            di: Value::Own(di, number::DI),
+            r10: Value::Own(r10, number::R10),
+            r13: Value::Own(r13, number::R13),
+            stopped: true,
+            guess: false,
+        }
+    }
 }
 
 impl Chain {
-    /// It depends on a register, if that is still what it was.
-    fn needs(&mut self, register: u8, own: bool) {
-        if own && !self.registers.contains(&register) {
+    fn needs(&mut self, register: u8) {
+        if !self.registers.contains(&register) {
             self.registers.push(register);
         }
     }
@@ -105,22 +151,22 @@ impl Code {
     /// The chain of calls that led to where these registers are.
     pub fn unwind(&self, registers: Registers, memory: &mut dyn Memory) -> Chain {
         let mut chain = Chain::default();
-        let mut state = State { registers, stopped: true, guess: false, own_bp: true, own_rest: true };
+        let mut state = State::first(registers);
         if registers.ip < KERNEL_HALF {
             // User space has no tables that we know.
             chain.frames.push(Frame { ip: registers.ip, guess: false });
             return chain;
         }
-        chain.registers.push(number::SP);
+        chain.needs(number::SP);
         while chain.frames.len() < DEPTH {
-            let Registers { ip, sp, .. } = state.registers;
-            chain.frames.push(Frame { ip, guess: state.guess });
+            let State { ip, sp, guess, .. } = state;
+            chain.frames.push(Frame { ip, guess });
             let step = match self.step(state, memory, &mut chain) {
                 Step::Lost => self.guess(state, memory),
                 step => step,
             };
             match step {
-                Step::Next(next) if (next.registers.sp, next.registers.ip) == (sp, ip) => break,
+                Step::Next(next) if (next.sp, next.ip) == (sp, ip) => break,
                 Step::Next(next) => state = next,
                 Step::End => {
                     chain.whole = chain.frames.iter().all(|frame| !frame.guess);
@@ -132,9 +178,8 @@ impl Code {
         chain
     }
 
-    fn step(&self, state: State, memory: &mut dyn Memory, chain: &mut Chain) -> Step {
-        let own = state.registers;
-        let Some(orc) = self.orc(if state.stopped { own.ip } else { own.ip.wrapping_sub(1) }) else {
+    fn step(&self, own: State, memory: &mut dyn Memory, chain: &mut Chain) -> Step {
+        let Some(orc) = self.orc(if own.stopped { own.ip } else { own.ip.wrapping_sub(1) }) else {
             return Step::Lost;
         };
         match orc.kind {
@@ -142,94 +187,76 @@ impl Code {
             Kind::Undefined => return Step::Lost,
             _ => {}
         }
-        match orc.sp {
-            Base::Bp | Base::BpIndirect => chain.needs(number::BP, state.own_bp),
-            Base::R10 => chain.needs(number::R10, state.own_rest),
-            Base::R13 => chain.needs(number::R13, state.own_rest),
-            Base::Dx => chain.needs(number::DX, state.own_rest),
-            Base::Di => chain.needs(number::DI, state.own_rest),
-            Base::Sp | Base::SpIndirect | Base::Undefined | Base::PreviousSp => {}
-        }
         let offset = |address: u64, offset: i16| address.wrapping_add_signed(offset.into());
         let border = match orc.sp {
             Base::Sp => Some(offset(own.sp, orc.sp_offset)),
-            Base::Bp => Some(offset(own.bp, orc.sp_offset)),
+            Base::Bp => own.bp.take(memory, chain).map(|bp| offset(bp, orc.sp_offset)),
             Base::SpIndirect => memory.word(own.sp).map(|word| offset(word, orc.sp_offset)),
-            Base::BpIndirect => memory.word(offset(own.bp, orc.sp_offset)),
-            Base::R10 => Some(own.r10),
-            Base::R13 => Some(own.r13),
-            Base::Dx => Some(own.dx),
-            Base::Di => Some(own.di),
+            Base::BpIndirect => {
+                own.bp.take(memory, chain).and_then(|bp| memory.word(offset(bp, orc.sp_offset)))
+            }
+            Base::R10 => own.r10.take(memory, chain),
+            Base::R13 => own.r13.take(memory, chain),
+            Base::Dx => own.dx.take(memory, chain),
+            Base::Di => own.di.take(memory, chain),
             Base::Undefined | Base::PreviousSp => None,
         };
         let Some(border) = border else { return Step::Lost };
-        let mut next = own;
-        let read = |memory: &mut dyn Memory, at: u64| memory.word(border.wrapping_add(at));
         // An exception's frame begins at the border, or behind the general registers.
         let exception = match orc.kind {
-            Kind::Registers => Some(saved::IP),
-            Kind::Interrupt => Some(0),
+            Kind::Registers => Some(border.wrapping_add(saved::IP)),
+            Kind::Interrupt => Some(border),
             _ => None,
         };
-        match exception {
-            Some(frame) => {
-                let all = (|| {
-                    let cs = read(memory, frame + saved::CS)?;
-                    next.ip = read(memory, frame)?;
-                    next.sp = read(memory, frame + saved::SP)?;
-                    if orc.kind == Kind::Registers {
-                        next.bp = read(memory, saved::BP)?;
-                        next.dx = read(memory, saved::DX)?;
-                        next.di = read(memory, saved::DI)?;
-                        next.r10 = read(memory, saved::R10)?;
-                        next.r13 = read(memory, saved::R13)?;
-                    }
-                    Some(cs)
-                })();
-                match all {
-                    None => return Step::Lost,
-                    Some(cs) if cs & 3 != 0 => return Step::End,
-                    Some(_) => {}
+        let mut next = State { stopped: exception.is_some(), ..own };
+        let found = match exception {
+            Some(frame) => match memory.word(frame.wrapping_add(saved::CS)) {
+                Some(cs) if cs & 3 != 0 => return Step::End,
+                cs => {
+                    cs.and_then(|_| Some((memory.word(frame)?, memory.word(frame.wrapping_add(saved::SP))?)))
                 }
+            },
+            None => memory.word(border.wrapping_sub(8)).map(|ip| (ip, border)),
+        };
+        let Some(found) = found else { return Step::Lost };
+        (next.ip, next.sp) = found;
+        let at = |offset: u64| Value::At(border.wrapping_add(offset));
+        match orc.kind {
+            Kind::Registers => {
+                (next.dx, next.di) = (at(saved::DX), at(saved::DI));
+                (next.r10, next.r13) = (at(saved::R10), at(saved::R13));
             }
-            None => {
-                let Some(ip) = memory.word(border.wrapping_sub(8)) else { return Step::Lost };
-                // What the callee left in the others is not its caller's.
-                next = Registers { ip, sp: border, bp: own.bp, ..Registers::default() };
+            Kind::Interrupt => {}
+            // What the callee left in the others is not its caller's.
+            _ => {
+                (next.dx, next.di, next.r10, next.r13) = (Value::Gone, Value::Gone, Value::Gone, Value::Gone)
             }
         }
-        let mut own_bp = false;
-        if exception.is_none() || orc.kind == Kind::Interrupt {
-            let saved = match orc.bp {
-                Base::PreviousSp => memory.word(offset(border, orc.bp_offset)),
-                Base::Bp => {
-                    chain.needs(number::BP, state.own_bp);
-                    memory.word(offset(own.bp, orc.bp_offset))
-                }
-                _ => {
-                    own_bp = state.own_bp;
-                    Some(own.bp)
-                }
-            };
-            let Some(bp) = saved else { return Step::Lost };
-            next.bp = bp;
-        }
-        if next.ip < KERNEL_HALF {
-            return Step::Lost;
-        }
-        let own_rest = state.own_rest && orc.kind == Kind::Interrupt;
-        Step::Next(State { registers: next, stopped: exception.is_some(), guess: state.guess, own_bp, own_rest })
+        next.bp = match (orc.kind, orc.bp) {
+            (Kind::Registers, _) => at(saved::BP),
+            (_, Base::PreviousSp) => Value::At(offset(border, orc.bp_offset)),
+            (_, Base::Bp) => match own.bp.take(memory, chain) {
+                Some(bp) => Value::At(offset(bp, orc.bp_offset)),
+                None => return Step::Lost,
+            },
+            _ => own.bp,
+        };
+        if next.ip < KERNEL_HALF { Step::Lost } else { Step::Next(next) }
     }
 
     /// The nearest word on the stack that can be a return address.
-    fn guess(&self, state: State, memory: &mut dyn Memory) -> Step {
-        let own = state.registers;
+    fn guess(&self, own: State, memory: &mut dyn Memory) -> Step {
         for n in 0..SEARCH {
             let at = own.sp.wrapping_add(8 * n);
             let Some(word) = memory.word(at) else { return Step::Lost };
             if self.is_code(word) && follows_call(word, memory) {
-                let registers = Registers { ip: word, sp: at.wrapping_add(8), ..own };
-                return Step::Next(State { registers, stopped: false, guess: true, ..state });
+                return Step::Next(State {
+                    ip: word,
+                    sp: at.wrapping_add(8),
+                    stopped: false,
+                    guess: true,
+                    ..own
+                });
             }
         }
         Step::Lost

@@ -235,12 +235,7 @@ impl Stepper {
     }
 
     /// The instruction that was begun is over: tells what it did; `who` is the vCPU and guest time.
-    pub(crate) fn complete(
-        &mut self,
-        fd: &VcpuFd,
-        who: (VcpuId, u64),
-        events: &Events,
-    ) -> Result<()> {
+    pub(crate) fn complete(&mut self, fd: &VcpuFd, who: (VcpuId, u64), events: &Events) -> Result<()> {
         let Some(begun) = self.begun.take() else { return Ok(()) };
         let before = self.regs.rflags;
         self.read(fd)?;

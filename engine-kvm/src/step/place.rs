@@ -20,9 +20,8 @@ impl Stepper {
         }
         let asked = self.asked.take() == Some(begun.rip);
         let told = events.take_told(vcpu).filter(|_| asked);
-        let found = told.or_else(|| {
-            events.find_place(begun.rip, &general(&self.regs), |at, len| self.look_at(at, len))
-        });
+        let found = told
+            .or_else(|| events.find_place(begun.rip, &general(&self.regs), |at, len| self.look_at(at, len)));
         if found.is_none() && !asked {
             self.asked = Some(begun.rip);
             self.begun = None;

@@ -6,6 +6,7 @@ mod tlb;
 mod walk;
 
 pub use tlb::Tlb;
+pub(crate) use tlb::property;
 
 /// What an access wants to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

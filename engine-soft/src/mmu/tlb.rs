@@ -168,6 +168,11 @@ impl Tlb {
         (half.read[slot] == tag(va) && half.page[slot] & property::SHIFT != 0).then(|| half.page[slot])
     }
 
+    /// Host address minus linear address, of an address that is known.
+    pub(crate) fn addend(&self, va: u64) -> u64 {
+        self.half().addend[slot(va)]
+    }
+
     /// The cached translation of this address survives a load of CR3.
     pub(crate) fn is_global(&self, va: u64) -> bool {
         self.known(va).is_some_and(|page| page & property::GLOBAL != 0)

@@ -59,6 +59,7 @@ impl Cpu {
         }
         self.attention = false;
         let stop = self.run_on();
+        self.shared.settle();
         self.shared.retired += self.progress.budget - self.progress.remaining;
         self.progress.budget = 0;
         self.progress.remaining = 0;

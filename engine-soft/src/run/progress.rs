@@ -28,7 +28,7 @@ pub(crate) struct Progress {
     /// Those of them that translated code does not know of.
     pub(crate) withheld: u64,
     /// What `remaining` was at the begin of the run.
-    pub(super) budget: u64,
+    pub(crate) budget: u64,
     /// Instructions at the end of the block being executed that the budget does not cover.
     pub(super) unpaid: u64,
     /// The block being executed.

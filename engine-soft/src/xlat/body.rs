@@ -9,10 +9,11 @@ use std::mem::offset_of;
 use engine::cpuid::CpuModel;
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction};
 
-use super::emit::{Asm, Jump, Label, RCX, Rm, word};
+use super::emit::{Asm, Jump, Label, RCX, RDX, Reg, Rm, word};
 use super::flags::{Settling, Unsettled};
 use super::stress::Stress;
 use super::thunk::{Site, Thunks};
+use super::watched::{Stored, stored};
 use crate::frame::Frame;
 use crate::insn::Insn;
 
@@ -42,6 +43,8 @@ pub(crate) struct Code {
     pub(crate) exits: Vec<(usize, u64)>,
     /// The interpreter does the last instruction, or may, and that one tells where to go on.
     pub(crate) leaves: bool,
+    /// What each instruction stores that can log that itself.
+    pub(crate) stored: Vec<Option<Stored>>,
     /// The last instruction is a repeated string instruction, which is not over while RIP is at itself.
     pub(crate) repeats: bool,
 }
@@ -53,6 +56,8 @@ struct Slow {
     insn: usize,
     resume: Option<Label>,
     settling: Option<Settling>,
+    /// Its store can be logged: the register that its address is in, and where it is done once that is made a host address.
+    watched: Option<(Reg, Label)>,
 }
 
 /// A translation in the making.
@@ -119,7 +124,8 @@ pub(crate) fn translate(source: &Source<'_>, origin: u64, number: usize, setting
     body.ways_out();
     let exits = body.exits.iter().map(|&(jump, target)| (jump.displacement(), target)).collect();
     let repeats = !source.sync && body.forms.last().is_some_and(repeats);
-    Code { bytes: body.asm.bytes().to_vec(), exits, leaves, repeats }
+    let stored = body.forms.iter().map(stored).collect();
+    Code { bytes: body.asm.bytes().to_vec(), exits, leaves, stored, repeats }
 }
 
 /// The instructions once more, in the decoder's form; an invalid one where the interpreter sees another.
@@ -211,7 +217,18 @@ impl Body<'_> {
     /// Has it execute the current one, elsewhere, and skips the rest of its translation.
     pub(crate) fn slow(&mut self) {
         let jump = self.asm.jump(0xE9);
-        self.slow.push(Slow { jump, insn: self.current, resume: None, settling: self.settling() });
+        let settling = self.settling();
+        self.slow.push(Slow { jump, insn: self.current, resume: None, settling, watched: None });
+    }
+
+    /// The access that has last been given a slow path is a store to an address in this register, and goes on here once RDX
+    /// makes a host address of that: it can do so from watched memory, where nobody sees flags.
+    pub(crate) fn goes_on_watched(&mut self, va: Reg) {
+        let logs = self.watching && self.forms.get(self.current).and_then(stored).is_some();
+        let here = self.asm.here();
+        if let Some(slow) = self.slow.last_mut().filter(|_| logs) {
+            slow.watched = Some((va, here));
+        }
     }
 
     /// What has to be done to flags before the current instruction shows them.
@@ -225,8 +242,16 @@ impl Body<'_> {
     }
 
     fn ways_out(&mut self) {
-        for Slow { jump, insn, resume, settling } in std::mem::take(&mut self.slow) {
+        for Slow { jump, insn, resume, settling, watched } in std::mem::take(&mut self.slow) {
             self.asm.land(jump);
+            if let Some((va, done)) = watched {
+                self.asm.load(RDX, va);
+                self.asm.constant(RCX, Site::new(self.number, insn).0.into());
+                self.asm.go(0xE8, self.thunks.record);
+                let refused = self.asm.jump(0xE3);
+                self.asm.jump_to(done);
+                self.asm.land(refused);
+            }
             self.interpret(insn, settling);
             if let Some(resume) = resume {
                 self.asm.jump_to(resume);

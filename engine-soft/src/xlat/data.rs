@@ -33,7 +33,8 @@ fn forms(m: M) -> Option<Forms> {
         M::Xor => alu(6),
         M::Cmp => alu(7),
         M::Test => Forms { to_rm: 0x84, to_reg: 0x84, group: 0, writes: false, reads: true },
-        M::Mov => Forms { to_rm: 0x88, to_reg: 0x8A, group: 0, writes: true, reads: false },
+        // Past the cache or not is all the same to the host's own stores.
+        M::Mov | M::Movnti => Forms { to_rm: 0x88, to_reg: 0x8A, group: 0, writes: true, reads: false },
         _ => return None,
     })
 }
@@ -53,9 +54,17 @@ impl Body<'_> {
             return self.bit_manipulation(k, i).or_else(|| self.wide(k, i));
         }
         match i.mnemonic() {
-            M::Mov | M::Add | M::Or | M::Adc | M::Sbb | M::And | M::Sub | M::Xor | M::Cmp | M::Test => {
-                self.two(i)
-            }
+            M::Mov
+            | M::Movnti
+            | M::Add
+            | M::Or
+            | M::Adc
+            | M::Sbb
+            | M::And
+            | M::Sub
+            | M::Xor
+            | M::Cmp
+            | M::Test => self.two(i),
             M::Inc => self.one(i, 0xFE, 0),
             M::Dec => self.one(i, 0xFE, 1),
             M::Not => self.one(i, 0xF6, 2),

@@ -134,6 +134,9 @@ impl Body<'_> {
         self.slow();
         self.asm.land(known);
         self.asm.load(RDX, addend);
+        if way == Way::Write {
+            self.goes_on_watched(va);
+        }
         Rm::Index(va, RDX, 0, 0)
     }
 

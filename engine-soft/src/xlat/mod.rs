@@ -24,6 +24,7 @@ mod run;
 mod stress;
 mod thunk;
 mod vector;
+mod watched;
 mod wide;
 mod x87;
 
@@ -36,6 +37,7 @@ use crate::block::{BlockRef, Library};
 use arena::Arena;
 use body::{Code, Setting, Source, translate};
 use thunk::{Site, Thunks};
+use watched::Stored;
 
 pub use stress::Haste;
 pub(crate) use stress::Stress;
@@ -58,13 +60,22 @@ pub(crate) struct Translation {
     leaves: bool,
     /// That one is a string instruction that may have to go on.
     repeats: bool,
-    /// Where its instructions' offsets begin in [`Translator::offsets`].
-    offsets: u32,
+    /// Where its instructions begin in [`Translator::parts`].
+    parts: u32,
     /// Address of the code.
     entry: u64,
     exits: [Exit; body::MAX_EXITS],
     /// Another translation of the same block, its number and one.
     next: u32,
+}
+
+/// An instruction of a translation.
+#[derive(Debug, Clone, Copy)]
+struct Part {
+    /// Bytes from its block's begin.
+    offset: u16,
+    /// What it stores, if it can log that itself.
+    stored: Option<Stored>,
 }
 
 /// A way on within the page.
@@ -87,8 +98,8 @@ pub(crate) struct Translator {
     base: Option<(Arc<Library>, usize)>,
     /// Its own, with the numbers behind those.
     translations: Vec<Translation>,
-    /// Bytes from a block's begin to each of its instructions.
-    offsets: Vec<u16>,
+    /// Their instructions.
+    parts: Vec<Part>,
     /// Fences are logged, so instructions that imply one are not translated.
     pub(crate) watching: bool,
     bmi2: bool,
@@ -117,7 +128,7 @@ impl Translator {
             begin,
             base: None,
             translations: Vec::new(),
-            offsets: Vec::new(),
+            parts: Vec::new(),
             watching: false,
             bmi2,
             warm,
@@ -170,10 +181,10 @@ impl Translator {
         &owner.translations[n]
     }
 
-    /// Bytes from a block's begin to its instruction `n`.
-    fn offset(&self, number: usize, n: usize) -> u64 {
+    /// Instruction `n` of a translation.
+    fn part(&self, number: usize, n: usize) -> Part {
         let (owner, number) = self.owner(number);
-        owner.offsets[owner.translations[number].offsets as usize + n].into()
+        owner.parts[owner.translations[number].parts as usize + n]
     }
 
     /// No further translation fits before [`Translator::clear`].
@@ -184,7 +195,7 @@ impl Translator {
     /// Forgets everything but the thunks.
     pub(crate) fn clear(&mut self) {
         self.translations.clear();
-        self.offsets.clear();
+        self.parts.clear();
         self.arena.shorten(self.begin);
     }
 
@@ -217,24 +228,14 @@ impl Translator {
             *exit = Exit { target, patch: entry + offset as u64 };
         }
         let next = header.translation.replace(number as u32 + 1);
-        let offsets = self.offsets.len() as u32;
-        let mut at = 0;
-        for insn in block.insns() {
-            self.offsets.push(at);
-            at += u16::from(insn.len);
+        let parts = self.parts.len() as u32;
+        let mut offset = 0;
+        for (insn, &stored) in block.insns().iter().zip(&code.stored) {
+            self.parts.push(Part { offset, stored });
+            offset += u16::from(insn.len);
         }
         let Code { leaves, repeats, .. } = code;
-        self.translations.push(Translation {
-            block,
-            rip,
-            user,
-            leaves,
-            repeats,
-            offsets,
-            entry,
-            exits,
-            next,
-        });
+        self.translations.push(Translation { block, rip, user, leaves, repeats, parts, entry, exits, next });
         number
     }
 

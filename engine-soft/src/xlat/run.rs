@@ -208,7 +208,7 @@ impl Cpu {
         let Translation { block, rip, leaves, repeats, .. } = *translator.at(site.translation());
         let (insns, n) = (block.insns(), site.part());
         let insn = &insns[n];
-        let start = rip.wrapping_add(translator.offset(site.translation(), n));
+        let start = rip.wrapping_add(translator.part(site.translation(), n).offset.into());
         let next = start.wrapping_add(insn.len.into());
         self.gpr[RIP_SLOT] = next;
         self.flags.set_status(from_ax(self.tlb.frame.flags));

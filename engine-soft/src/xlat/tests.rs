@@ -14,7 +14,7 @@ use crate::run::Stop;
 const HOLE: u64 = 0x2000_0000;
 
 /// A vCPU with a program at its instruction pointer.
-fn cpu(program: &[u8], haste: Option<Haste>) -> Cpu {
+pub(super) fn cpu(program: &[u8], haste: Option<Haste>) -> Cpu {
     let mut cpu = Cpu::for_test();
     if let Some(haste) = haste {
         cpu.shared.blocks.translate(haste);
@@ -36,7 +36,7 @@ fn all(cpu: &mut Cpu) -> All {
 }
 
 /// Runs a program in turns of uneven length, interpreted and translated, and compares after each.
-fn the_same(program: &[u8], turns: usize, watched: Option<Range<u64>>) {
+pub(super) fn the_same(program: &[u8], turns: usize, watched: Option<Range<u64>>) {
     let hastes = [Haste::Warm, Haste::AtOnce, Haste::Stressed(1), Haste::Stressed(2), Haste::Stressed(3)];
     for haste in hastes {
         let (mut a, mut b) = (cpu(program, None), cpu(program, Some(haste)));
@@ -53,7 +53,7 @@ fn the_same(program: &[u8], turns: usize, watched: Option<Range<u64>>) {
     }
 }
 
-fn assembled(emit: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> Vec<u8> {
+pub(super) fn assembled(emit: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> Vec<u8> {
     let mut asm = CodeAssembler::new(64).expect("64 bits");
     emit(&mut asm).expect("instructions");
     asm.assemble(CODE).expect("code")

@@ -74,6 +74,8 @@ pub(crate) struct Thunks {
     pub(crate) budget: u64,
     /// To be jumped to with an instruction pointer in RAX.
     pub(crate) jump: u64,
+    /// To be called with a site in ECX and an address in RDX: see [`super::watched`].
+    pub(crate) record: u64,
     /// To be called: the x87 registers become the guest's. RCX is lost.
     pub(crate) stack: u64,
 }
@@ -81,12 +83,12 @@ pub(crate) struct Thunks {
 /// Registers that a function has to keep, in the order they are pushed.
 const KEPT: [Reg; 6] = [RBX, Reg(5), Reg(12), Reg(13), Reg(14), Reg(15)];
 
-const FLAGS: Rm = word(offset_of!(Frame, flags));
-const RESUME: Rm = word(offset_of!(Frame, resume));
-const HOST_STACK: Rm = word(offset_of!(Frame, host_stack));
+pub(super) const FLAGS: Rm = word(offset_of!(Frame, flags));
+pub(super) const RESUME: Rm = word(offset_of!(Frame, resume));
+pub(super) const HOST_STACK: Rm = word(offset_of!(Frame, host_stack));
 
 /// A guest register in the vCPU that `at` points to.
-fn home(at: Reg, n: usize) -> Rm {
+pub(super) fn home(at: Reg, n: usize) -> Rm {
     Rm::Base(at, (offset_of!(Cpu, gpr) + 8 * n) as i32)
 }
 
@@ -208,6 +210,9 @@ pub(crate) fn write(origin: u64, execute: Execute) -> (Vec<u8>, Thunks) {
 
     thunks.stack = origin + asm.bytes().len() as u64;
     super::x87::write_fetch(&mut asm);
+
+    thunks.record = origin + asm.bytes().len() as u64;
+    super::watched::write(&mut asm);
     (asm.bytes().to_vec(), thunks)
 }
 

@@ -91,6 +91,16 @@ fn is_aligned_move(i: &Instruction) -> bool {
     )
 }
 
+/// The aligned move that a non-temporal store is made by: the host's own would take the data past the host's cache.
+fn posted_as(i: &Instruction) -> Option<Op> {
+    match i.code() {
+        Code::Movntdq_m128_xmm => Some(Op { prefix: 0x66, map: Map::Two, byte: 0x7F }),
+        Code::Movntps_m128_xmm => Some(op2(0x29)),
+        Code::Movntpd_m128_xmm => Some(Op { prefix: 0x66, map: Map::Two, byte: 0x29 }),
+        _ => None,
+    }
+}
+
 /// An XMM register in the vCPU that RCX points to.
 fn home(register: Register) -> Rm {
     let offset = offset_of!(Cpu, fx) + offset_of!(FxArea, xmm) + 16 * register.number();
@@ -99,8 +109,10 @@ fn home(register: Register) -> Rm {
 
 impl Body<'_> {
     pub(crate) fn vector(&mut self, k: usize, i: &Instruction) -> Option<()> {
-        let concern = concern(i)?;
+        let posted = posted_as(i);
+        let concern = concern(i).or(posted.map(|_| Concern::Bits))?;
         let code = encoding(self.encoding(k))?;
+        let code = Encoding { op: posted.unwrap_or(code.op), ..code };
         let imm = (0..i.op_count()).find(|&n| i.op_kind(n) == OpKind::Immediate8).map(|_| i.immediate8());
         self.usable(concern);
         let xmm = |n: u32| {

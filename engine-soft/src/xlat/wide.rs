@@ -96,7 +96,13 @@ impl Body<'_> {
             self.zero_upper();
             return Some(());
         }
-        let (vex, fields, tail) = Vex::of(self.encoding(k), i)?;
+        let (mut vex, fields, tail) = Vex::of(self.encoding(k), i)?;
+        // See [`super::vector`].
+        match i.mnemonic() {
+            M::Vmovntdq => vex.opcode = STORE.opcode,
+            M::Vmovntps | M::Vmovntpd => vex.opcode = 0x29,
+            _ => {}
+        }
         let vector = |n: u32| {
             let register = if i.op_kind(n) == OpKind::Register { i.op_register(n) } else { Register::None };
             register.is_vector_register().then_some(register)
