@@ -1,4 +1,5 @@
 use engine::event::EventKind;
+use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 
 use super::super::Haste;
@@ -129,7 +130,7 @@ fn each_event_has_its_own_bytes() {
 
 #[test]
 fn only_what_stores_all_of_its_operand_whatever_it_finds() {
-    let of = |emit: fn(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>| {
+    let of = |emit: fn(&mut CodeAssembler) -> Result<(), IcedError>| {
         let code = assembled(emit);
         stored(&iced_x86::Decoder::new(64, &code, 0).decode())
     };
