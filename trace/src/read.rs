@@ -43,21 +43,25 @@ impl<R: Read> Reader<R> {
     /// # Errors
     /// [`Error::Foreign`], [`Error::Version`], and what is wrong with the header.
     pub fn new(mut from: R) -> Result<Self> {
-        let mut magic = [0; MAGIC.len()];
-        let mut format = [0; 4];
-        let read = chunk::fill(&mut from, &mut magic).and_then(|()| chunk::fill(&mut from, &mut format));
-        match read {
-            Err(Refusal::Io(source)) => return Err(Error::Io { offset: 0, source }),
-            Ok(()) if &magic == MAGIC => {}
-            _ => return Err(Error::Foreign),
+        let mut begin = Vec::new();
+        let first = (MAGIC.len() + size_of_val(&FORMAT)) as u64;
+        let read = from.by_ref().take(first).read_to_end(&mut begin);
+        read.map_err(|source| Error::Io { offset: 0, source })?;
+        let (magic, format) = begin.split_at(begin.len().min(MAGIC.len()));
+        if !MAGIC.starts_with(magic) {
+            return Err(Error::Foreign);
         }
+        // Whoever made it may have been killed at once.
+        let Ok(format) = format.try_into() else {
+            return Err(Error::CutShort { offset: begin.len() as u64, events: 0 });
+        };
         if u32::from_le_bytes(format) != FORMAT {
             return Err(Error::Version { found: u32::from_le_bytes(format) });
         }
         let mut reader = Self {
             from,
             header: Header::default(),
-            offset: (MAGIC.len() + format.len()) as u64,
+            offset: first,
             chunks: 0,
             events: 0,
             state: State::Blocks(0),

@@ -160,7 +160,6 @@ proptest! {
                 prop_assert!(offset <= cut as u64);
                 prop_assert_eq!(events as usize, found.len().saturating_sub(2));
             }
-            Some(Error::Foreign) => prop_assert!(cut < 20),
             other => prop_assert!(false, "{:?}", other),
         }
     }

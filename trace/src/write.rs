@@ -56,6 +56,8 @@ impl<W: Write> Writer<W> {
         writer.put(MAGIC)?;
         writer.put(&FORMAT.to_le_bytes())?;
         writer.record(tag::HEADER, header)?;
+        // So that it is known for what it is from the begin.
+        writer.flush()?;
         Ok(writer)
     }
 
