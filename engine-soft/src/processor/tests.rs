@@ -212,9 +212,12 @@ fn the_log_fills_and_is_drained_without_loss() {
     events.watch(&[], false);
 }
 
+/// Instruction pointers of events and their places, and instruction pointers and callers that were asked about.
+type Asked = (Vec<(u64, u32)>, Vec<(u64, u64)>);
+
 /// Runs until the guest tells 0, and answers whatever place is asked for with its instruction pointer, its stack pointer and
 /// the word on top of the stack. Gives each event's instruction pointer and place, and what was asked.
-fn places(code: &[u8], lasting: bool) -> (Vec<(u64, u32)>, Vec<(u64, u64)>) {
+fn places(code: &[u8], lasting: bool) -> Asked {
     use vm_memory::{Bytes, GuestAddress};
     let mut guest = Guest::new(1, code, TELL);
     let partition = Arc::clone(&guest.partition);
