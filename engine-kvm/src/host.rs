@@ -12,7 +12,7 @@ use crate::{NAME, partition, refused};
 const DEVICE: &str = "/dev/kvm";
 
 /// What the engine builds on, each with the kernel that brought it.
-const NEEDED: [(Cap, &str); 9] = [
+const NEEDED: [(Cap, &str); 10] = [
     (Cap::SplitIrqchip, "split irqchip (Linux 4.4)"),
     (Cap::ImmediateExit, "immediate exit (Linux 4.11)"),
     (Cap::SignalMsi, "signal MSI"),
@@ -22,6 +22,7 @@ const NEEDED: [(Cap, &str); 9] = [
     (Cap::VcpuEvents, "vCPU events"),
     (Cap::Debugregs, "debug registers"),
     (Cap::Xsave, "XSAVE state"),
+    (Cap::SyncRegs, "registers in the run page (Linux 4.16)"),
 ];
 
 /// The engine's prototype: an open /dev/kvm.

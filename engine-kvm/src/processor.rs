@@ -216,13 +216,13 @@ impl Vcpu {
         }
         kick::admit_break(&self.seat.fd)
             .map_err(|source| Error::Host { what: "KVM_SET_SIGNAL_MASK".into(), source })?;
-        self.stepper = Stepper::begin(&self.seat.fd, &self.seat.partition.memory)?;
+        self.stepper = Stepper::begin(&mut self.seat.fd, &self.seat.partition.memory)?;
         Ok(self.stepper.is_some())
     }
 
     fn stop_stepping(&mut self) -> Result<()> {
         match self.stepper.take() {
-            Some(stepper) => stepper.end(&self.seat.fd),
+            Some(stepper) => stepper.end(&mut self.seat.fd),
             None => Ok(()),
         }
     }

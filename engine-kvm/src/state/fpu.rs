@@ -22,7 +22,7 @@ const MXCSR_MASK: usize = 28;
 pub(super) fn from_kvm(xsave: &kvm_xsave) -> Fpu {
     let mut image = Fpu::default().bytes();
     let word = |at: usize| xsave.region[at / 4];
-    let live = u64::from(word(XSTATE_BV)) | u64::from(word(XSTATE_BV + 4)) << 32;
+    let live = in_use(xsave);
     let mut copy = |range: std::ops::Range<usize>| {
         for at in range.step_by(4) {
             image[at..at + 4].copy_from_slice(&word(at).to_le_bytes());
@@ -47,6 +47,12 @@ pub(super) fn from_kvm(xsave: &kvm_xsave) -> Fpu {
         }
     }
     fpu
+}
+
+/// XSTATE_BV.
+pub(super) fn in_use(xsave: &kvm_xsave) -> u64 {
+    let word = |at: usize| u64::from(xsave.region[at / 4]);
+    word(XSTATE_BV) | word(XSTATE_BV + 4) << 32
 }
 
 pub(super) fn to_kvm(fpu: &Fpu) -> kvm_xsave {

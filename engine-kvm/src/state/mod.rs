@@ -38,6 +38,12 @@ pub(crate) fn save(vcpu: &VcpuFd) -> Result<CpuState> {
     })
 }
 
+/// XCR0, and the components of extended state that are in use.
+pub(crate) fn extended(vcpu: &VcpuFd) -> Result<(u64, u64)> {
+    let xsave = vcpu.get_xsave().map_err(refused("KVM_GET_XSAVE"))?;
+    Ok((fpu::xcr0(vcpu)?, fpu::in_use(&xsave)))
+}
+
 /// Replaces the whole state.
 pub(crate) fn restore(vcpu: &VcpuFd, state: &CpuState) -> Result<()> {
     let mp_state = kvm_mp_state { mp_state: events::activity_to_kvm(state.activity) };

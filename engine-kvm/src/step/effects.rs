@@ -4,10 +4,10 @@ use engine::event::{FenceKind, FlushKind, StoreKind};
 use iced_x86::{Code, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register, UsedMemory};
 use kvm_bindings::{kvm_regs, kvm_sregs};
 
+use super::xsave::{self, Extended};
+
 /// FXSAVE stores no more than its defined part.
 const FXSAVE: u64 = 416;
-/// The legacy region and the header: all that XSAVE stores at the CPUID that guests see.
-const XSAVE: u64 = 576;
 
 /// What is done at an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,12 +27,12 @@ pub(super) struct Access {
     pub(super) stack: bool,
 }
 
-/// The accesses of an instruction, loads first.
+/// The accesses of an instruction, loads first; `extended` counts if it is one of [`xsave`].
 pub(super) fn accesses(
     instruction: &Instruction,
     info: &mut InstructionInfoFactory,
-    regs: &kvm_regs,
-    sregs: &kvm_sregs,
+    (regs, sregs): (&kvm_regs, &kvm_sregs),
+    extended: Extended,
     out: &mut Vec<Access>,
 ) {
     out.clear();
@@ -47,6 +47,16 @@ pub(super) fn accesses(
         let len = size(instruction, used);
         let stack = matches!(used.base(), Register::RSP | Register::ESP | Register::SP | Register::RBP);
         let access = |touch| Access { linear, len, touch, stack };
+        if xsave::is_one(instruction) {
+            let parts = xsave::parts(instruction, regs, sregs, extended).into_iter();
+            out.extend(parts.map(|(part, touch)| Access {
+                linear: linear.wrapping_add(part.start),
+                len: part.end - part.start,
+                touch,
+                stack,
+            }));
+            break;
+        }
         if let Some(kind) = flush {
             out.push(access(Touch::Flush(kind)));
             continue;
@@ -180,8 +190,6 @@ fn bit_string(i: &Instruction, regs: &kvm_regs) -> i64 {
 fn size(i: &Instruction, used: &UsedMemory) -> u64 {
     match i.mnemonic() {
         Mnemonic::Fxsave | Mnemonic::Fxsave64 => FXSAVE,
-        Mnemonic::Xsave | Mnemonic::Xsave64 | Mnemonic::Xsaveopt | Mnemonic::Xsaveopt64 => XSAVE,
-        Mnemonic::Xrstor | Mnemonic::Xrstor64 => XSAVE,
         // Of repeated string instructions it is left open how much they touch: an element at a time.
         _ if i.is_string_instruction() => i.memory_size().size() as u64,
         _ => used.memory_size().size() as u64,
@@ -251,12 +259,13 @@ mod tests {
             rdx: (-9_i64).cast_unsigned(),
             ..Default::default()
         };
-        let mut sregs = kvm_sregs::default();
+        let mut sregs = kvm_sregs { cr4: 1 << 18, ..Default::default() };
         sregs.cs.l = 1;
         sregs.gs.base = 0xFFFF_8000_0000_0000;
         let instruction = Decoder::with_ip(64, code, 0x4000, DecoderOptions::NONE).decode();
         let mut out = Vec::new();
-        accesses(&instruction, &mut InstructionInfoFactory::new(), &regs, &sregs, &mut out);
+        let state = Extended { xcr0: 7, in_use: 7 };
+        accesses(&instruction, &mut InstructionInfoFactory::new(), (&regs, &sregs), state, &mut out);
         (out.into_iter().map(|a| (a.linear, a.len, a.touch)).collect(), fence_kind(&instruction))
     }
 
@@ -293,6 +302,8 @@ mod tests {
         assert_eq!(of(&[0x48, 0x0F, 0xAB, 0x13]).0, [(0xFF8, 8, Load), (0xFF8, 8, CACHED)], "bts [rbx], rdx");
         assert_eq!(of(&[0x0F, 0xAB, 0x13]).0, [(0xFFC, 4, Load), (0xFFC, 4, CACHED)], "bts [rbx], edx");
         assert_eq!(of(&[0x48, 0x0F, 0xAE, 0x03]).0, [(0x1000, 416, CACHED)]);
+        let header = [(0x1200, 8, Load), (0x1200, 8, CACHED)];
+        assert_eq!(of(&[0x48, 0x0F, 0xAE, 0x23]).0, header, "xsave64 of no component");
     }
 
     #[test]

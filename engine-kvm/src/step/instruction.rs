@@ -10,6 +10,7 @@ use vm_memory::{Bytes, GuestAddress};
 use super::deliver::{Delivery, Registers};
 use super::effects::{self, Access, Touch};
 use super::walk::{Miss, Paging, Want};
+use super::xsave::{self, Extended};
 use super::{Begun, IF, MSR_LSTAR, MSR_SFMASK, MSR_STAR, Next, PAGE, Piece, Stepper, Watch};
 
 const EFER_LMA: u64 = 1 << 10;
@@ -46,13 +47,18 @@ impl Stepper {
             Ok(instruction) => instruction,
             Err((at, miss)) => return self.missed(fd, rip, at, false, miss),
         };
-        if rip == self.regs.rip
-            && let Some(done) = self.in_software(fd, &instruction)?
-        {
-            return Ok(done);
+        if rip == self.regs.rip {
+            if let Some(done) = self.in_software(fd, &instruction)? {
+                return Ok(done);
+            }
+            if let Some(done) = self.string(fd, &instruction, watch)? {
+                return Ok(done);
+            }
         }
         let mut accesses = std::mem::take(&mut self.accesses);
-        effects::accesses(&instruction, &mut self.info, &self.regs, &self.sregs, &mut accesses);
+        let extended = if xsave::is_one(&instruction) { extended(fd)? } else { Extended::default() };
+        let registers = (&self.regs, &self.sregs);
+        effects::accesses(&instruction, &mut self.info, registers, extended, &mut accesses);
         let mut pieces = Vec::new();
         let mut miss = None;
         for access in &accesses {
@@ -206,4 +212,9 @@ fn msrs(fd: &VcpuFd) -> Result<[u64; 3]> {
     let msrs: Msrs = crate::state::msrs(fd)?;
     Ok([MSR_STAR, MSR_LSTAR, MSR_SFMASK]
         .map(|wanted| msrs.iter().find(|(index, _)| *index == wanted).map_or(0, |(_, value)| value)))
+}
+
+fn extended(fd: &VcpuFd) -> Result<Extended> {
+    let (xcr0, in_use) = crate::state::extended(fd)?;
+    Ok(Extended { xcr0, in_use })
 }

@@ -6,6 +6,7 @@
 //! - Interrupts are kept away (KVM_GUESTDBG_BLOCKIRQ). Every now and then KVM is made to accept one, which is then
 //!   delivered in software; page faults are foreseen and delivered so too, as are INT n and UD. SYSCALL, SYSRET and STI
 //!   are executed in software. PUSHF's image is mended.
+//! - Repeated string instructions trap after each element; away from what is watched they are executed in software.
 //! - HLT waits here, looking for an interrupt.
 //! - The trap of MOV SS comes one instruction late, so the next one is told along with it.
 //! - The flag is set anew for each instruction: IRET and POPF load it away, and KVM forgets it where it emulates.
@@ -18,7 +19,9 @@ mod effects;
 mod events;
 mod instruction;
 mod place;
+mod strings;
 mod walk;
+mod xsave;
 
 use std::time::Duration;
 
@@ -29,7 +32,7 @@ use kvm_bindings::{
     KVM_GUESTDBG_BLOCKIRQ, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, KVM_MP_STATE_HALTED,
     KVM_MP_STATE_RUNNABLE, kvm_guest_debug, kvm_mp_state, kvm_regs, kvm_sregs,
 };
-use kvm_ioctls::VcpuFd;
+use kvm_ioctls::{SyncReg, VcpuFd};
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::refused;
@@ -51,6 +54,8 @@ const PAGE: u64 = 4096;
 const BETWEEN_INTERRUPTS: u32 = 128 * LOOK;
 /// Interrupts are looked for this often, in instructions, and when the guest begins to accept them.
 const LOOK: u32 = 64;
+/// What KVM shows of a vCPU at the end of a KVM_RUN, without being asked.
+const SHOWN: [SyncReg; 2] = [SyncReg::Register, SyncReg::SystemRegister];
 /// A halted vCPU looks for an interrupt this often.
 pub(crate) const NAP: Duration = Duration::from_micros(200);
 
@@ -80,6 +85,8 @@ enum Next {
     Run(Begun),
     /// It was executed in software.
     Executed,
+    /// A part of it was.
+    Partly,
     /// It raised an exception, whose handler was entered in software.
     Raised,
 }
@@ -123,7 +130,7 @@ impl std::fmt::Debug for Stepper {
 
 impl Stepper {
     /// Begins to step a vCPU that runs or is halted; `None` where it waits to be started.
-    pub(crate) fn begin(fd: &VcpuFd, memory: &GuestMemory) -> Result<Option<Self>> {
+    pub(crate) fn begin(fd: &mut VcpuFd, memory: &GuestMemory) -> Result<Option<Self>> {
         let state = fd.get_mp_state().map_err(refused("KVM_GET_MP_STATE"))?.mp_state;
         let halted = state == KVM_MP_STATE_HALTED;
         if !halted && state != KVM_MP_STATE_RUNNABLE {
@@ -133,7 +140,19 @@ impl Stepper {
             let running = kvm_mp_state { mp_state: KVM_MP_STATE_RUNNABLE };
             fd.set_mp_state(running).map_err(refused("KVM_SET_MP_STATE"))?;
         }
-        let mut stepper = Self {
+        let mut stepper = Self::new(memory, halted);
+        stepper.regs = fd.get_regs().map_err(refused("KVM_GET_REGS"))?;
+        stepper.sregs = fd.get_sregs().map_err(refused("KVM_GET_SREGS"))?;
+        stepper.sregs.interrupt_bitmap = [0; 4];
+        SHOWN.into_iter().for_each(|registers| fd.set_sync_valid_reg(registers));
+        if let Some(delivery) = take_injected(fd)? {
+            stepper.enter_or_inject(fd, delivery)?;
+        }
+        Ok(Some(stepper))
+    }
+
+    fn new(memory: &GuestMemory, halted: bool) -> Self {
+        Self {
             memory: memory.clone(),
             regs: kvm_regs::default(),
             sregs: kvm_sregs::default(),
@@ -150,16 +169,12 @@ impl Stepper {
             asked: None,
             unfenced: true,
             unseen: 0,
-        };
-        stepper.read(fd)?;
-        if let Some(delivery) = take_injected(fd)? {
-            stepper.enter_or_inject(fd, delivery)?;
         }
-        Ok(Some(stepper))
     }
 
     /// Lets the vCPU run as before.
-    pub(crate) fn end(self, fd: &VcpuFd) -> Result<()> {
+    pub(crate) fn end(self, fd: &mut VcpuFd) -> Result<()> {
+        SHOWN.into_iter().for_each(|registers| fd.clear_sync_valid_reg(registers));
         fd.set_guest_debug(&kvm_guest_debug::default()).map_err(refused("KVM_SET_GUEST_DEBUG"))?;
         if self.halted {
             let halted = kvm_mp_state { mp_state: KVM_MP_STATE_HALTED };
@@ -213,7 +228,7 @@ impl Stepper {
                 events.count();
                 Ok(false)
             }
-            Next::Raised => Ok(false),
+            Next::Partly | Next::Raised => Ok(false),
             Next::Run(mut begun) => {
                 let i = &begun.instruction;
                 if i.mnemonic() == Mnemonic::Mov && i.op0_register() == Register::SS {
@@ -238,7 +253,7 @@ impl Stepper {
     pub(crate) fn complete(&mut self, fd: &VcpuFd, who: (VcpuId, u64), events: &Events) -> Result<()> {
         let Some(begun) = self.begun.take() else { return Ok(()) };
         let before = self.regs.rflags;
-        self.read(fd)?;
+        self.read(fd);
         self.opened |= !before & self.regs.rflags & IF != 0;
         self.called |= effects::touches_apic(&begun.instruction) && self.regs.rflags & IF != 0;
         self.tell(&begun, who, events);
@@ -308,12 +323,11 @@ impl Stepper {
         }
     }
 
-    /// Registers as KVM has them.
-    fn read(&mut self, fd: &VcpuFd) -> Result<()> {
-        self.regs = fd.get_regs().map_err(refused("KVM_GET_REGS"))?;
-        self.sregs = fd.get_sregs().map_err(refused("KVM_GET_SREGS"))?;
+    /// Registers as KVM showed them when KVM_RUN ended.
+    fn read(&mut self, fd: &VcpuFd) {
+        let shown = fd.sync_regs();
+        (self.regs, self.sregs) = (shown.regs, shown.sregs);
         self.sregs.interrupt_bitmap = [0; 4];
-        Ok(())
     }
 
     /// Gives KVM the registers that software has changed.

@@ -89,14 +89,23 @@ impl<'a> Paging<'a> {
 
     /// The guest-physical address for a store that is made in the processor's stead: accessed and dirty bits are set.
     pub(super) fn translate_for_store(&self, linear: u64) -> Result<u64, Miss> {
-        let walk = self.walk(linear, Want::Write)?;
+        Ok(self.mark(&self.walk(linear, Want::Write)?, DIRTY))
+    }
+
+    /// The same for a load, which sets accessed bits.
+    pub(super) fn translate_for_load(&self, linear: u64) -> Result<u64, Miss> {
+        Ok(self.mark(&self.walk(linear, Want::Read)?, 0))
+    }
+
+    /// Leaves the processor's marks in the tables; the last entry has one more.
+    fn mark(&self, walk: &Walk, last: u64) -> u64 {
         for (n, &(at, entry)) in walk.entries[..walk.depth].iter().enumerate() {
-            let bits = if n + 1 == walk.depth { ACCESSED | DIRTY } else { ACCESSED };
+            let bits = if n + 1 == walk.depth { ACCESSED | last } else { ACCESSED };
             if entry & bits != bits {
                 let _ = self.memory.write_obj(entry | bits, GuestAddress(at));
             }
         }
-        Ok(walk.address)
+        walk.address
     }
 
     fn walk(&self, linear: u64, want: Want) -> Result<Walk, Miss> {

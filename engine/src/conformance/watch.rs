@@ -21,6 +21,8 @@ pub(super) const CASES: &[Case] = cases!["watch":
     a_fault_comes_and_goes,
     an_interrupt_comes_and_goes,
     a_halt_ends,
+    xsave_stores_what_is_asked_for,
+    long_strings_beside_what_is_watched,
 ];
 
 /// What a handler's IRET is: it may order what the vCPU did before it was watched.
@@ -33,12 +35,18 @@ fn watch(m: &Machine<'_>) -> bool {
     m.partition().memory_events().map(|events| events.watch(std::slice::from_ref(&range), false)).is_some()
 }
 
-/// The events so far must be these.
-fn seen(m: &Machine<'_>, want: &[EventKind]) -> Outcome {
+/// The events so far.
+fn drained(m: &Machine<'_>) -> Vec<EventKind> {
     let mut got = Vec::new();
     if let Some(events) = m.partition().memory_events() {
         events.drain(&mut |event| got.push(event.kind.clone()));
     }
+    got
+}
+
+/// The events so far must be these.
+fn seen(m: &Machine<'_>, want: &[EventKind]) -> Outcome {
+    let got = drained(m);
     holds(|| format!("events are {got:x?}, not {want:x?}"), got == want)
 }
 
@@ -262,4 +270,64 @@ fn a_halt_ends(bench: &Bench<'_>) -> Outcome {
     m.expect_trap(0x41, None)?;
     m.end()?;
     seen(&m, &[cached(DATA, &[0x88]), RETURN, cached(DATA + 1, &[0x88])])
+}
+
+/// In what pieces is left open, not which bytes.
+fn xsave_stores_what_is_asked_for(bench: &Bench<'_>) -> Outcome {
+    let x87 = [0..24, 32..160];
+    let mxcsr = [24..32];
+    let (sse, header, avx) = (160..416, 512..520, 576..832);
+    let cases = [
+        (0, vec![header.clone()]),
+        (1, [&x87[..], std::slice::from_ref(&header)].concat()),
+        (6, [&mxcsr[..], &[sse.clone(), header.clone(), avx.clone()]].concat()),
+        (7, [&x87[..], &mxcsr, &[sse, header, avx]].concat()),
+    ];
+    for (asked, ranges) in cases {
+        let Some(m) = bench.wide(|a| a.xsave64(ptr(DATA)))? else { return Ok(()) };
+        let mut m = m.given(RAX, asked).staying().with(|state| {
+            state.fpu = state.fpu.clone().with_upper([0x5A; 16]);
+        });
+        if !watch(&m) {
+            return Ok(());
+        }
+        m.end()?;
+        let mut stored = Vec::new();
+        for event in drained(&m) {
+            let Store { addr, data, len, kind: StoreKind::Cached } = event else {
+                return holds(|| format!("{event:x?} is no store of XSAVE"), false);
+            };
+            for (at, byte) in (addr..).zip(&data[..len.into()]) {
+                same("byte", *byte, m.read(at)?)?;
+                stored.push(at - DATA);
+            }
+        }
+        stored.sort_unstable();
+        let mut want: Vec<u64> = ranges.into_iter().flatten().collect();
+        want.sort_unstable();
+        holds(|| format!("components {asked}: stored is {stored:?}, not {want:?}"), stored == want)?;
+    }
+    Ok(())
+}
+
+/// Three pages are filled and copied around the watched one, a byte into it on either side.
+fn long_strings_beside_what_is_watched(bench: &Bench<'_>) -> Outcome {
+    let mut m = given(bench.long(|a| {
+        a.mov(rdi, DATA - 0x1000)?;
+        a.mov(ecx, 0x1001)?;
+        a.rep().stosb()?;
+        a.mov(rsi, DATA - 0x1000)?;
+        a.mov(rdi, DATA + 0xFFF)?;
+        a.mov(ecx, 0x1001)?;
+        a.rep().movsb()
+    }))?;
+    if !watch(&m) {
+        return Ok(());
+    }
+    let end = m.end()?;
+    same("rcx", end.registers.gpr[RCX], 0)?;
+    same("rsi", end.registers.gpr[RSI], DATA + 1)?;
+    same("rdi", end.registers.gpr[RDI], DATA + 0x2000)?;
+    same("last byte of the copy", m.read::<u16>(DATA + 0x1FFF)?, 0x88)?;
+    seen(&m, &[cached(DATA, &[0x88]), cached(DATA + 0xFFF, &[0x88])])
 }
