@@ -1,5 +1,5 @@
 //! `nvsim-store HOW FILE OFFSET LEN BYTE [MARK]`: stores bytes into a file so that they shall survive a power cut, and then
-//! sets a mark: from there on they are acknowledged.
+//! sets a mark: from there on they are acknowledged. Behind a mark may follow another store, HOW and all.
 //!
 //! | HOW | |
 //! |---|---|
@@ -15,12 +15,20 @@ use std::os::unix::fs::FileExt;
 
 use super::mark;
 
-const USAGE: &str = "usage: nvsim-store write|mmap|sync FILE OFFSET LEN BYTE [MARK]";
+const USAGE: &str = "usage: nvsim-store write|mmap|sync FILE OFFSET LEN BYTE [MARK [write|mmap|sync ...]]";
 const PAGE: u64 = 4096;
 const LINE: usize = 64;
 
 /// Does what the arguments say.
 pub fn run(words: &[String]) -> Result<(), String> {
+    match words {
+        [] => Err(USAGE.to_owned()),
+        words => words.chunks(6).try_for_each(store),
+    }
+}
+
+/// One store and its mark.
+fn store(words: &[String]) -> Result<(), String> {
     let (how, file, offset, len, byte, name) = match words {
         [how, file, offset, len, byte] => (how, file, offset, len, byte, None),
         [how, file, offset, len, byte, name] => (how, file, offset, len, byte, Some(name)),
