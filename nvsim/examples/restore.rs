@@ -13,7 +13,7 @@ use std::time::Instant;
 use guest_agent::{Event, HostSession, Job, Request};
 use vmm::devices::{SerialBackend, Unconnected};
 use vmm::nvdimm::{Entropy, OpenDimms};
-use vmm::{EngineChoice, Machine, Remote, Snapshot, Wiring};
+use vmm::{CpuModel, EngineChoice, Machine, Remote, Snapshot, Wiring};
 
 type Failure = Box<dyn std::error::Error>;
 
@@ -65,7 +65,7 @@ fn machine(snapshot: &Snapshot, done: Sender<()>, on: Receiver<()>) -> Result<Ma
         dimms: OpenDimms::open(&[], &Entropy::from_seed(0))?,
         remote: Remote::default(),
     };
-    let engine = vmm::open_engine(EngineChoice::Soft)?.engine;
+    let engine = vmm::open_engine(EngineChoice::Soft, CpuModel::V2)?.engine;
     Ok(Machine::from_snapshot(snapshot, wiring, engine)?)
 }
 

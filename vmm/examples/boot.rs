@@ -58,13 +58,14 @@ fn boot(
         command_line: line.to_owned(),
     };
     let spec = MachineSpec::new(boot);
+    let model = spec.cpu;
     let wiring = Wiring {
         console: Box::new(Stdout),
         control: Box::new(Unconnected),
         dimms: OpenDimms::open(&dimms, &Entropy::from_seed(0))?,
         remote: Remote::default(),
     };
-    let chosen = vmm::open_engine(engine.parse::<EngineChoice>()?)?;
+    let chosen = vmm::open_engine(engine.parse::<EngineChoice>()?, model)?;
     eprintln!("engine: {} ({})", chosen.engine.name(), chosen.reason);
     let started = Instant::now();
     let report = Machine::new(spec, wiring, chosen.engine)?.run()?;

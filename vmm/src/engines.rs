@@ -54,21 +54,36 @@ pub struct Chosen {
     pub reason: String,
 }
 
-/// Opens an engine.
+/// Opens an engine for a machine with processors of a model.
 ///
 /// # Errors
 /// The engine that was asked for by name cannot run on this host.
-pub fn open(choice: EngineChoice) -> Result<Chosen> {
+pub fn open(choice: EngineChoice, model: CpuModel) -> Result<Chosen> {
     let chosen = |engine, reason: &str| Chosen { engine, reason: reason.to_owned() };
     match choice {
         EngineChoice::Kvm => Ok(chosen(Box::new(Kvm::open()?), "asked for")),
         EngineChoice::Soft => Ok(chosen(Box::new(Soft::new()), "asked for")),
         EngineChoice::Interp => Ok(chosen(Box::new(Soft::interpreter()), "asked for")),
         EngineChoice::Auto => match kvm_fitness() {
-            KvmFitness::Fit => Ok(chosen(Box::new(Kvm::open()?), "KVM is fit")),
+            KvmFitness::Fit => {
+                let kvm = Kvm::open()?;
+                match lacking(model, &kvm.lacks_of_v3()?) {
+                    None => Ok(chosen(Box::new(kvm), "KVM is fit")),
+                    Some(reason) => {
+                        tracing::warn!("{reason}: the software engine runs the machine");
+                        Ok(chosen(Box::new(Soft::new()), &reason))
+                    }
+                }
+            }
             unfit => Ok(chosen(Box::new(Soft::new()), &format!("KVM is {unfit}"))),
         },
     }
+}
+
+/// Why a KVM that is fit cannot give a guest processors of a model, if so.
+fn lacking(model: CpuModel, of_v3: &[&str]) -> Option<String> {
+    let is_short = model == CpuModel::V3 && !of_v3.is_empty();
+    is_short.then(|| format!("--cpu v3 needs {}, which KVM does not lend here", of_v3.join(", ")))
 }
 
 /// The software engine with everything that is rare in it happening often, at moments that the seed decides: caches are
@@ -87,5 +102,13 @@ mod tests {
         assert_eq!("kvm".parse(), Ok(EngineChoice::Kvm));
         let error = "qemu".parse::<EngineChoice>().unwrap_err();
         assert!(error.contains("auto, soft, interp, kvm"), "{error}");
+    }
+
+    #[test]
+    fn a_kvm_is_taken_that_has_what_is_asked_for() {
+        assert_eq!(lacking(CpuModel::V2, &["AVX2"]), None);
+        assert_eq!(lacking(CpuModel::V3, &[]), None);
+        let reason = lacking(CpuModel::V3, &["AVX2", "FMA"]).unwrap();
+        assert_eq!(reason, "--cpu v3 needs AVX2, FMA, which KVM does not lend here");
     }
 }

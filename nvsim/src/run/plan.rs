@@ -65,7 +65,7 @@ impl Plan {
             interactive,
             stop_at: None,
         };
-        let engine = engine(args.engine)?;
+        let engine = engine(args.engine, model(args.cpu))?;
         // Last of all, because missing files are made here.
         let dimms = OpenDimms::open(&args.nvdimm, &Entropy::from_seed(args.seed))?;
         let mount = args.mount == Mount::Auto;
@@ -79,10 +79,11 @@ impl Plan {
 
     /// Of a run that goes on from a snapshot, which has all that it needs but an engine and something to do; `stay` as above.
     pub fn from(snapshot: Snapshot, engine_name: EngineName, job: Job, stay: bool) -> Result<Self> {
+        let engine = engine(engine_name, snapshot.info().cpu)?;
         Ok(Self {
             start: Start::From(Box::new(snapshot)),
             dimms: OpenDimms::open(&[], &Entropy::from_seed(0))?,
-            engine: engine(engine_name)?,
+            engine,
             request: Request { pmem: Vec::new(), job, stay },
             origin: Origin::default(),
         })
@@ -96,13 +97,14 @@ fn model(name: CpuName) -> CpuModel {
     }
 }
 
-fn engine(name: EngineName) -> Result<Box<dyn engine::Engine>> {
-    let chosen = vmm::open_engine(match name {
+fn engine(name: EngineName, model: CpuModel) -> Result<Box<dyn engine::Engine>> {
+    let choice = match name {
         EngineName::Auto => EngineChoice::Auto,
         EngineName::Soft => EngineChoice::Soft,
         EngineName::Interp => EngineChoice::Interp,
         EngineName::Kvm => EngineChoice::Kvm,
-    })?;
+    };
+    let chosen = vmm::open_engine(choice, model)?;
     tracing::info!("engine {}: {}", chosen.engine.name(), chosen.reason);
     Ok(chosen.engine)
 }

@@ -14,6 +14,7 @@ pub(crate) mod image;
 use std::path::{Path, PathBuf};
 
 use engine::{CodeStock, PartitionSpec};
+use engine::cpuid::CpuModel;
 use serde::{Deserialize, Serialize};
 
 use crate::board::BoardState;
@@ -58,6 +59,8 @@ pub struct Snapshot {
 pub struct SnapshotInfo {
     /// Processors.
     pub vcpus: u8,
+    /// What they are.
+    pub cpu: CpuModel,
     /// Bytes of RAM.
     pub ram: u64,
     /// Bytes of RAM that are stored.
@@ -106,6 +109,7 @@ impl Snapshot {
         let so_far = self.state.processors.so_far();
         SnapshotInfo {
             vcpus: self.state.partition.vcpus,
+            cpu: self.state.partition.cpuid.model(),
             ram: self.state.ram,
             stored: self.memory.extents.stored(),
             instructions: so_far.instructions,
