@@ -1,5 +1,5 @@
 //! Two engines that ran the same workload between two marks saw the same: every store, flush, fence and flush hint that
-//! concerns what the workload wrote, in order and with its data.
+//! concerns what the workload wrote, in order and with its data, and who in the kernel called for it.
 //!
 //! NVSIM_TRACES names the traces, separated by a colon; ci/nested-kvm records them and runs this. The workload fills its files
 //! with the letter Z, so that the pages they have are known; of other pages of file systems, which have times in them, nothing
@@ -13,6 +13,8 @@ use nvdimm_model::medium::StoreKind;
 use trace::{Kind, Reader};
 
 const PAGE: u64 = 4096;
+/// Addresses from here on are the kernel's, where the frame is sure.
+const KERNEL: u64 = 0xFFFF_8000_0000_0000;
 /// What the workload writes into files.
 const MARKED: u8 = b'Z';
 
@@ -20,7 +22,16 @@ const MARKED: u8 = b'Z';
 type Place = (usize, u64);
 
 /// What a trace says of the places that count: those that hold what the workload marked, and all of a `raw` DIMM.
-fn story(path: &Path) -> (String, Vec<String>) {
+#[derive(Debug)]
+struct Story {
+    engine: String,
+    /// An event each.
+    lines: Vec<String>,
+    /// Who called for the first store that the kernel made itself, the innermost first.
+    chain: Vec<String>,
+}
+
+fn story(path: &Path) -> Story {
     let places = |mut reader: Reader<File>| {
         let header = reader.header().clone();
         while reader.next_block().unwrap().is_some() {}
@@ -47,11 +58,15 @@ fn story(path: &Path) -> (String, Vec<String>) {
     };
     let mut lines = Vec::new();
     let mut unfenced = [false; 8];
+    let mut first = None;
     while let Some(event) = reader.next_event().unwrap() {
         let unfenced = &mut unfenced[usize::from(event.vcpu)];
         match event.kind {
             Kind::Store { address, data, kind } => {
                 if let Some(place) = counts(address) {
+                    if first.is_none() && event.rip >= KERNEL {
+                        first = Some((event.rip, event.chain));
+                    }
                     *unfenced |= kind == StoreKind::NonTemporal;
                     lines.push(format!("{kind:?} store at {place}: {data:02x?}"));
                 }
@@ -70,7 +85,11 @@ fn story(path: &Path) -> (String, Vec<String>) {
             _ => {}
         }
     }
-    (header.engine, lines)
+    let (rip, chain) = first.expect("the kernel stores for the workload");
+    let callers = reader.chain(chain).iter().take_while(|frame| **frame >= KERNEL);
+    let name = |at: u64| reader.name(at).map_or_else(|| format!("{at:#x}"), str::to_owned);
+    let chain = std::iter::once(rip).chain(callers.copied()).map(name).collect();
+    Story { engine: header.engine, lines, chain }
 }
 
 #[test]
@@ -79,9 +98,14 @@ fn engines_see_the_same() {
         return eprintln!("skipped: NVSIM_TRACES names no traces; ci/nested-kvm record makes them");
     };
     let stories: Vec<_> = std::env::split_paths(&traces).map(|path| story(&path)).collect();
-    let [(one, first), (other, second)] = &stories[..] else { panic!("two traces are wanted: {traces:?}") };
+    let [one, other] = &stories[..] else { panic!("two traces are wanted: {traces:?}") };
+    let (first, second) = (&one.lines, &other.lines);
+    println!("the kernel's first store:\n  {}", one.chain.join("\n  "));
+    assert!(one.chain.len() > 3, "{} knows of no callers: {:?}", one.engine, one.chain);
+    assert_eq!(one.chain, other.chain, "{} and {} saw other callers", one.engine, other.engine);
+    let (one, other) = (&one.engine, &other.engine);
     let begins = |word: &str| first.iter().filter(|line| line.starts_with(word)).count();
-    for word in ["Cached store", "Clwb", "Sfence", "mark"] {
+    for word in ["Cached store", "NonTemporal store", "Clwb", "Sfence", "mark"] {
         assert!(begins(word) > 0, "{one} saw no {word}");
     }
     for (n, (mine, its)) in first.iter().zip(second).enumerate() {
