@@ -14,7 +14,6 @@ pub(crate) mod image;
 use std::path::{Path, PathBuf};
 
 use engine::{CodeStock, PartitionSpec};
-use engine::cpuid::CpuModel;
 use serde::{Deserialize, Serialize};
 
 use crate::board::BoardState;
@@ -60,7 +59,7 @@ pub struct SnapshotInfo {
     /// Processors.
     pub vcpus: u8,
     /// What they are.
-    pub cpu: CpuModel,
+    pub cpu: crate::CpuModel,
     /// Bytes of RAM.
     pub ram: u64,
     /// Bytes of RAM that are stored.
