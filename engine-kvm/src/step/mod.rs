@@ -49,9 +49,9 @@ const MSR_LSTAR: u32 = 0xC000_0082;
 const MSR_SFMASK: u32 = 0xC000_0084;
 const PAGE: u64 = 4096;
 
-/// Instructions between two interrupts. Host time runs on while a guest is stepped, so its timer is always due; this way the
-/// handler cannot be all that it executes.
-const BETWEEN_INTERRUPTS: u32 = 128 * LOOK;
+/// Instructions between two interrupts. Host time runs on while a guest is stepped, so its timer is always due, and a
+/// handler, with what it finds to be due, takes thousands of instructions: this way it is a small part of what is executed.
+const BETWEEN_INTERRUPTS: u32 = 512 * LOOK;
 /// Interrupts are looked for this often, in instructions, and when the guest begins to accept them.
 const LOOK: u32 = 64;
 /// What KVM shows of a vCPU at the end of a KVM_RUN, without being asked.
@@ -110,6 +110,9 @@ pub(crate) struct Stepper {
     /// Messages of the machine so far.
     messages: u64,
     since_interrupt: u32,
+    /// KVM_RUNs of one instruction, and interrupts that came between.
+    steps: u64,
+    interrupts: u64,
     log: Vec<Event>,
     /// The instruction pointer whose place was asked for.
     asked: Option<u64>,
@@ -165,6 +168,8 @@ impl Stepper {
             called: true,
             messages: 0,
             since_interrupt: BETWEEN_INTERRUPTS,
+            steps: 0,
+            interrupts: 0,
             log: Vec::new(),
             asked: None,
             unfenced: true,
@@ -180,6 +185,7 @@ impl Stepper {
             let halted = kvm_mp_state { mp_state: KVM_MP_STATE_HALTED };
             fd.set_mp_state(halted).map_err(refused("KVM_SET_MP_STATE"))?;
         }
+        tracing::debug!(self.steps, self.interrupts, "no longer stepped");
         if self.unseen > 0 {
             tracing::warn!(
                 "{} exceptions within the window were not foreseen: what their handlers did was not seen",
@@ -213,6 +219,7 @@ impl Stepper {
         self.since_interrupt = self.since_interrupt.saturating_add(1);
         if let Some(delivery) = take_injected(fd)? {
             self.since_interrupt = 0;
+            self.interrupts += 1;
             self.halted = false;
             self.enter_or_inject(fd, delivery)?;
         }
@@ -238,6 +245,7 @@ impl Stepper {
                     }
                 }
                 self.begun = Some(begun);
+                self.steps += 1;
                 debug(fd, KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP | KVM_GUESTDBG_BLOCKIRQ)?;
                 Ok(true)
             }
