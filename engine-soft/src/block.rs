@@ -212,7 +212,7 @@ impl Arena {
 
 /// Multiplies; the keys are addresses.
 #[derive(Debug, Default)]
-struct AddressHasher(u64);
+pub(crate) struct AddressHasher(u64);
 
 impl Hasher for AddressHasher {
     fn finish(&self) -> u64 {
@@ -231,7 +231,7 @@ impl Hasher for AddressHasher {
     }
 }
 
-type Map<T> = HashMap<u64, T, BuildHasherDefault<AddressHasher>>;
+pub(crate) type Map<T> = HashMap<u64, T, BuildHasherDefault<AddressHasher>>;
 type Set = HashSet<u64, BuildHasherDefault<AddressHasher>>;
 
 /// A page that blocks were made of.

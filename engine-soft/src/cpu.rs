@@ -9,7 +9,7 @@ use crate::flags::{Flags, bit};
 use crate::fx::FxArea;
 use crate::insn::{FLAT, Insn, RIP};
 use crate::lapic::Lapic;
-use crate::mmu::Tlb;
+use crate::mmu::{CodePages, Tlb};
 use crate::run::Progress;
 use crate::shared::Shared;
 use crate::stops::Stops;
@@ -123,6 +123,8 @@ pub struct Cpu {
     pub(crate) posted: std::collections::VecDeque<ExitKind>,
     /// Cached translations.
     pub(crate) tlb: Tlb,
+    /// Translations of instruction fetches.
+    pub(crate) code_pages: CodePages,
     /// Where in the instruction stream it is.
     pub(crate) progress: Progress,
     /// Where a debugger wants it to stop.
@@ -174,6 +176,7 @@ impl Cpu {
             replay: (Vec::new(), 0),
             posted: std::collections::VecDeque::new(),
             tlb: Tlb::new(),
+            code_pages: CodePages::default(),
             progress: Progress::default(),
             stops: Stops::default(),
             shared: Box::default(),

@@ -1,10 +1,12 @@
 //! Linear to physical addresses (SDM vol. 3, ch. 4): the translation cache and the walk that fills it.
 
+mod code;
 #[cfg(test)]
 mod tests;
 mod tlb;
 mod walk;
 
+pub(crate) use code::CodePages;
 pub use tlb::Tlb;
 pub(crate) use tlb::property;
 

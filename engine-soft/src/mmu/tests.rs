@@ -71,6 +71,24 @@ fn accessed_and_dirty_bits_say_what_happened() {
     assert_eq!(get(&cpu, DIRECTORY + 8) & D, 0, "only a leaf is dirty");
 }
 
+/// Linux clears accessed bits without an INVLPG: who executes, and when it looks code up, must not show in them.
+#[test]
+fn code_is_walked_for_once_until_it_is_flushed() {
+    let mut cpu = small_pages();
+    // What shares a slot of the cache with DATA.
+    let rival = DATA + (1 << 28);
+    put(&mut cpu, DIRECTORY + 8 * (rival >> 21), DATA | P | W | U | LARGE);
+    assert_eq!(cpu.translate_code(DATA + 5).ok(), Some(DATA + 5));
+    assert_eq!(get(&cpu, TABLE) & A, A);
+    put(&mut cpu, TABLE, DATA | P | W | U);
+    assert_eq!(load(&mut cpu, rival), Ok(0));
+    assert_eq!(cpu.translate_code(DATA + 9).ok(), Some(DATA + 9));
+    assert_eq!(get(&cpu, TABLE) & A, 0);
+    cpu.flush_tlb_page(DATA);
+    assert_eq!(cpu.translate_code(DATA + 5).ok(), Some(DATA + 5));
+    assert_eq!(get(&cpu, TABLE) & A, A);
+}
+
 #[test]
 fn faults_tell_why_and_leave_no_trace() {
     let mut cpu = small_pages();

@@ -173,11 +173,6 @@ impl Tlb {
         self.half().addend[slot(va)]
     }
 
-    /// The cached translation of this address survives a load of CR3.
-    pub(crate) fn is_global(&self, va: u64) -> bool {
-        self.known(va).is_some_and(|page| page & property::GLOBAL != 0)
-    }
-
     /// Gives a cached translation its store tag back: its page holds no code any more.
     pub(crate) fn unprotect(&mut self, va: u64) {
         self.half_mut().write[slot(va)] = tag(va);

@@ -80,6 +80,30 @@ impl Cpu {
             }
             return Ok(page | va & 0xFFF);
         }
+        Ok(self.look_up(va, access)? & !0xFFF | va & 0xFFF)
+    }
+
+    /// As [`Cpu::translate`], for instructions.
+    pub(crate) fn translate_code(&mut self, va: u64) -> Step<u64> {
+        let user = self.tlb.is_user();
+        let page = match self.code_pages.find(va, user) {
+            Some(page) => page,
+            None => {
+                let page = match self.tlb.known(va).filter(|page| page & property::EXECUTE != 0) {
+                    Some(page) => page,
+                    None => self.look_up(va, Access::Execute)?,
+                };
+                if page & property::SHIFT != 0 && !self.code_pages.keep(va, user, page) {
+                    self.forget_jumps();
+                }
+                page
+            }
+        };
+        Ok(page & !0xFFF | va & 0xFFF)
+    }
+
+    /// Walks, sets accessed and dirty bits, and remembers. Gives the guest-physical page and, of RAM, its properties.
+    fn look_up(&mut self, va: u64, access: Access) -> Step<u64> {
         let user = self.tlb.is_user();
         let leaf = match self.walk(va) {
             Ok(leaf) => leaf,
@@ -131,8 +155,9 @@ impl Cpu {
             }
             let addend = host.wrapping_sub(linear);
             self.tlb.fill(va, Entry { read, write, addend, page: page | properties });
+            return Ok(page | properties);
         }
-        Ok(leaf.gpa)
+        Ok(page)
     }
 
     /// Where an address leads, whoever may go there; nothing is set and nothing remembered.
@@ -273,12 +298,14 @@ impl Cpu {
     /// Forgets all translations: CR0.PG, CR4.PGE, CR4.PAE and the like changed.
     pub fn flush_tlb(&mut self) {
         self.tlb.flush();
+        self.code_pages.flush();
         self.forget_jumps();
     }
 
     /// Forgets the translations that are not global: CR3 was loaded.
     pub fn flush_tlb_local(&mut self) {
         self.tlb.flush_local();
+        self.code_pages.flush_local();
         self.progress.forget_local();
         self.tlb.forget_local_jumps();
     }
@@ -286,6 +313,7 @@ impl Cpu {
     /// INVLPG.
     pub fn flush_tlb_page(&mut self, va: u64) {
         self.tlb.flush_page(va);
+        self.code_pages.flush_page(va);
         self.forget_jumps();
     }
 }

@@ -6,7 +6,7 @@ use crate::block::{BlockRef, MAX_INSNS, key};
 use crate::cpu::Cpu;
 use crate::decode::{Decoded, decode};
 use crate::insn::Insn;
-use crate::mmu::{Access, canonical};
+use crate::mmu::canonical;
 use crate::ram::PAGE;
 use crate::trap::{Cause, Step, Trap};
 
@@ -32,7 +32,7 @@ impl Cpu {
             return Err(Trap);
         }
         let block = self.find_in_map(rip, false)?;
-        let global = self.tlb.is_global(self.progress.code_base.wrapping_add(rip));
+        let global = self.code_pages.is_global(self.progress.code_base.wrapping_add(rip), self.tlb.is_user());
         self.progress.remember(rip, block, global && !block.header().crosses());
         Ok(block)
     }
@@ -40,7 +40,7 @@ impl Cpu {
     /// The block at an instruction pointer; a single instruction if that is wanted.
     pub(super) fn find_in_map(&mut self, rip: u64, single: bool) -> Step<BlockRef> {
         let va = self.code_address(rip)?;
-        let gpa = self.translate(va, Access::Execute)?;
+        let gpa = self.translate_code(va)?;
         let bits = self.code_bits();
         let name = key(gpa, bits, single);
         let found = self.shared.blocks.find(name).or_else(|| self.borrow(gpa, name));
@@ -50,8 +50,7 @@ impl Cpu {
         if block.header().crosses() {
             // Its second page may be mapped elsewhere by now.
             let next = va.wrapping_add(PAGE) & !(PAGE - 1);
-            let second =
-                self.translate(if self.long { next } else { next & 0xFFFF_FFFF }, Access::Execute)?;
+            let second = self.translate_code(if self.long { next } else { next & 0xFFFF_FFFF })?;
             if !block.header().continues_at(second) {
                 self.shared.blocks.changed(gpa, 1);
                 return self.build(va, gpa, bits, single);
@@ -117,7 +116,7 @@ impl Cpu {
             if self.long && !canonical(next) {
                 return self.gp();
             }
-            let second = self.translate(next, Access::Execute)?;
+            let second = self.translate_code(next)?;
             let mut whole = [0xFF; 15];
             whole[..here].copy_from_slice(bytes);
             self.shared.ram.read(second, &mut whole[here..]);

@@ -144,7 +144,7 @@ impl Cpu {
         let Some(translator) = self.shared.blocks.translator.as_ref() else { return Next::Go };
         let Translation { entry, rip, user, .. } = *translator.at(number);
         let enter = translator.thunks.enter;
-        let global = self.tlb.is_global(rip);
+        let global = self.code_pages.is_global(rip, self.tlb.is_user());
         self.tlb.remember_jump(rip, entry, user, global);
         let stretch = self.progress.remaining.min(STRETCH);
         self.progress.withheld = self.progress.remaining - stretch;
