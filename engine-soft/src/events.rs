@@ -8,6 +8,7 @@ use engine::event::{Event, MemoryEvents};
 use engine::place::Place;
 use engine::{Partition, VcpuId};
 
+use crate::log::Log;
 use crate::partition::Common;
 use crate::shared::{LOG_CAPACITY, Shared, Watch};
 
@@ -17,7 +18,7 @@ pub(crate) struct Events {
     /// What to watch from the next run on.
     wanted: Mutex<Option<Watch>>,
     /// What has been logged and not yet drained.
-    log: Mutex<Vec<Event>>,
+    log: Mutex<Log>,
     /// Whether to ask for places.
     places: AtomicBool,
     /// Places that the machine has told of since the last run.

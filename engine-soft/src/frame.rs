@@ -62,6 +62,8 @@ pub(crate) struct Frame {
     top: [u64; 18],
     /// Instructions that may still be begun, less 2^32 times what has to be negative.
     pub(crate) remaining: u64,
+    /// Not zero while nothing but watched memory has changed: a number for as long as it is so.
+    pub(crate) unchanged: u64,
     /// The vCPU.
     pub(crate) cpu: u64,
     /// Guest registers that have no host register.

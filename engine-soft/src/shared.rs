@@ -3,12 +3,13 @@
 use std::ops::Range;
 
 use engine::VcpuId;
-use engine::event::{Event, EventKind, FenceKind, StoreKind};
+use engine::event::{EventKind, FenceKind, StoreKind};
 use engine::place::{Place, Places};
 
 use crate::block::Blocks;
 use crate::clock::Clock;
 use crate::lapic::Message;
+use crate::log::{Log, Origin};
 use crate::ram::Ram;
 
 /// Memory, what is known about it, and the log of what is done to it.
@@ -19,13 +20,15 @@ pub struct Shared {
     /// Ranges whose stores are logged.
     pub watch: Watch,
     /// The log.
-    pub log: Vec<Event>,
+    pub log: Log,
     /// The bytes of the last event are what will be in memory when somebody next asks: its instruction stores them.
     ahead: bool,
     /// vCPUs that have flushed or posted something since their last fence, a bit each.
     unfenced: u8,
     /// The places that the machine has told of.
     pub places: Places,
+    /// Numbers given to stretches in which nothing but watched memory changed.
+    pub stretches: u64,
     /// The instruction that was last let into the log, or whose place was asked for.
     here: Option<Here>,
     /// Decoded code.
@@ -87,7 +90,7 @@ pub struct Actor {
 }
 
 /// Events that the log takes before the machine is asked to drain it.
-pub const LOG_CAPACITY: usize = 1 << 13;
+pub const LOG_CAPACITY: usize = 1 << 11;
 
 impl Shared {
     /// The page at this guest-physical address holds decoded code.
@@ -155,24 +158,28 @@ impl Shared {
     #[inline]
     pub fn settle(&mut self) {
         if std::mem::take(&mut self.ahead)
-            && let Some(Event { kind: EventKind::Store { addr, data, len, .. }, .. }) = self.log.last_mut()
+            && let Some((addr, bytes)) = self.log.last_store()
         {
-            self.ram.read(*addr, &mut data[..usize::from(*len).min(64)]);
+            self.ram.read(addr, bytes);
         }
     }
 
     /// Logs a store within a page that is about to be made.
     #[inline]
     pub fn record_ahead(&mut self, actor: Actor, addr: u64, len: u8, kind: StoreKind) {
-        self.record(actor, EventKind::Store { addr, data: [0; 64], len, kind });
+        self.settle();
+        if kind == StoreKind::NonTemporal {
+            self.unfenced |= bit(actor.vcpu);
+        }
+        let origin = self.origin(actor);
+        self.log.push_store(origin, addr, len, kind);
         self.ahead = true;
     }
 
     /// Logs; a fence only if it is one for its own sake or has something to order.
     pub fn record(&mut self, actor: Actor, kind: EventKind) {
         self.settle();
-        let Actor { vcpu, rip, instruction } = actor;
-        let own = 1u8.checked_shl(vcpu.into()).unwrap_or(0xFF);
+        let own = bit(actor.vcpu);
         match kind {
             EventKind::Flush { .. } | EventKind::Store { kind: StoreKind::NonTemporal, .. } => {
                 self.unfenced |= own;
@@ -187,9 +194,15 @@ impl Shared {
             EventKind::Fence { .. } => self.unfenced &= !own,
             EventKind::Store { .. } | EventKind::Load { .. } => {}
         }
-        let time = self.clock.now(instruction);
+        let origin = self.origin(actor);
+        self.log.push(origin, kind);
+    }
+
+    #[inline]
+    fn origin(&self, actor: Actor) -> Origin {
+        let Actor { vcpu, rip, instruction } = actor;
         let place = self.here.filter(|_| self.is_here(actor)).map_or(0, |here| here.place);
-        self.log.push(Event { vcpu, rip, instruction, time, place, kind });
+        Origin { vcpu, rip, instruction, time: self.clock.now(instruction), place }
     }
 
     /// Logs a store of at most 64 bytes.
@@ -199,4 +212,9 @@ impl Shared {
         data[..len].copy_from_slice(&bytes[..len]);
         self.record(actor, EventKind::Store { addr, data, len: len as u8, kind });
     }
+}
+
+/// A vCPU's bit.
+fn bit(vcpu: VcpuId) -> u8 {
+    1u8.checked_shl(vcpu.into()).unwrap_or(0xFF)
 }

@@ -179,7 +179,7 @@ impl Cpu {
             self.cause = Cause::Exit(ExitKind::EventsFull);
             return Err(Trap);
         }
-        let place = self.known_place(actor.rip);
+        let place = self.known_place(actor.rip, 0);
         self.shared.enter_log(actor, place.unwrap_or(0));
         if place.is_none() {
             self.cause = Cause::Exit(ExitKind::UnknownPlace);
@@ -188,34 +188,45 @@ impl Cpu {
         Ok(())
     }
 
-    /// The number of the place of the instruction there, which is about to be executed; 0 where nobody wants to know.
-    #[inline]
-    pub(crate) fn known_place(&self, rip: u64) -> Option<u32> {
+    /// The number of the place of the instruction there, which is about to be executed; 0 where nobody wants to know. `now` is
+    /// another number as soon as memory that is not watched may have changed; 0 where nobody knows.
+    pub(crate) fn known_place(&self, rip: u64, now: u64) -> Option<u32> {
         if !self.shared.watch.places {
             return Some(0);
         }
-        self.shared.places.find(rip, &self.gpr[..16], |va, len| self.look(va, len))
+        let mut watched = false;
+        let look = |va, len| {
+            let (word, gpa) = self.look(va, len)?;
+            watched |= self.shared.watch.covers(gpa);
+            Some(word)
+        };
+        let found = self.shared.places.find(rip, &self.gpr[..16], now, look)?;
+        if !watched {
+            self.shared.places.vouch(found, now);
+        }
+        Some(found.number)
     }
 
-    /// Up to eight bytes of memory, without a trace of having been looked at.
+    /// Up to eight bytes of memory and where the last of them is, without a trace of having been looked at.
     #[inline]
-    fn look(&self, va: u64, len: usize) -> Option<u64> {
+    fn look(&self, va: u64, len: usize) -> Option<(u64, u64)> {
         if len == 8
+            && let Some(page) = self.tlb.known(va)
             && let Ok(word) = self.try_load::<u64>(va)
         {
-            return Some(word);
+            return Some((word, page & !0xFFF));
         }
         let mut bytes = [0; 8];
         let len = len.min(8);
-        let mut done = 0;
+        let (mut done, mut last) = (0, 0);
         for (at, part) in pieces(va, len) {
-            let gpa = self.leads_to(at)?;
-            if !self.shared.ram.read(gpa, &mut bytes[done..done + part]) {
+            last = self.leads_to(at)?;
+            if !self.shared.ram.read(last, &mut bytes[done..done + part]) {
                 return None;
             }
             done += part;
         }
-        Some(u64::from_le_bytes(bytes))
+        Some((u64::from_le_bytes(bytes), last))
     }
 
     /// Stores within a page, after [`Cpu::admit`].

@@ -4,14 +4,17 @@
 //! that it read. While those are what they were, it is the same chain: an engine compares them at each event and asks
 //! ([`crate::ExitKind::UnknownPlace`]) where it knows none that fits.
 
-use std::collections::VecDeque;
+use std::cell::Cell;
 
 /// RSP, as [`Trail::registers`] numbers it.
 const RSP: u8 = 4;
 /// Heads of lists, by a hash of instruction and stack pointer.
 const HEADS: usize = 1 << 10;
-/// The longest list; then its oldest place is forgotten.
+/// As many places are known, and as many in a list; then the oldest is forgotten.
+const PLACES: usize = 1 << 14;
 const LIST: usize = 16;
+/// Instructions whose last place is at hand.
+const RECENT: usize = 1 << 8;
 /// Trails that depend on more than this are not kept.
 const WORDS: usize = 512;
 
@@ -51,18 +54,41 @@ impl Trail {
         self.registers.iter().find(|(n, _)| *n == RSP).map(|(_, value)| *value)
     }
 
-    fn holds(&self, rip: u64, gpr: &[u64], look: &mut impl FnMut(u64, usize) -> Option<u64>) -> bool {
-        self.rip == rip
-            && self.registers.iter().all(|&(n, value)| gpr.get(usize::from(n)) == Some(&value))
-            && self.words.iter().all(|word| look(word.address, usize::from(word.len)) == word.value)
+    fn is_at(&self, rip: u64, gpr: &[u64]) -> bool {
+        self.rip == rip && self.registers.iter().all(|&(n, value)| gpr.get(usize::from(n)) == Some(&value))
+    }
+
+    fn holds(&self, look: &mut impl FnMut(u64, usize) -> Option<u64>) -> bool {
+        self.words.iter().all(|word| look(word.address, usize::from(word.len)) == word.value)
     }
 }
 
 /// The places that an engine has been told of.
 #[derive(Debug, Default)]
 pub struct Places {
+    /// A ring, once it is full.
+    known: Vec<Known>,
+    next: usize,
     /// Lists of them, the newest last; empty before the first.
-    heads: Vec<VecDeque<(u32, Trail)>>,
+    heads: Vec<Vec<u32>>,
+    /// The place where an instruction was last vouched for, by a hash of its address.
+    recent: Vec<Cell<u32>>,
+}
+
+#[derive(Debug)]
+struct Known {
+    number: u32,
+    trail: Trail,
+    /// When its words were last what they were; see [`Places::vouch`].
+    vouched: Cell<u64>,
+}
+
+/// A place that was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Found {
+    id: u32,
+    /// See [`Place::number`].
+    pub number: u32,
 }
 
 impl Places {
@@ -70,29 +96,82 @@ impl Places {
     pub fn learn(&mut self, place: Place) {
         let Some(trail) = place.trail.filter(|trail| trail.words.len() <= WORDS) else { return };
         if self.heads.is_empty() {
-            self.heads = vec![VecDeque::new(); HEADS];
+            self.heads = vec![Vec::new(); HEADS];
+            self.recent = vec![Cell::new(0); RECENT];
         }
-        let list = &mut self.heads[head(trail.rip, trail.stack())];
+        let id = self.next as u32;
+        self.next = (self.next + 1) % PLACES;
+        let list = head(trail.rip, trail.stack());
+        let known = Known { number: place.number, trail, vouched: Cell::new(0) };
+        match self.known.get_mut(id as usize) {
+            None => self.known.push(known),
+            Some(oldest) => {
+                let Trail { rip, .. } = oldest.trail;
+                self.heads[head(rip, oldest.trail.stack())].retain(|&other| other != id);
+                *oldest = known;
+            }
+        }
+        let list = &mut self.heads[list];
         if list.len() >= LIST {
-            list.pop_front();
+            list.remove(0);
         }
-        list.push_back((place.number, trail));
+        list.push(id);
     }
 
-    /// The number of the place where an instruction is: with these general registers before it, and memory as `look` gives
-    /// so many bytes, 1 to 8, at a linear address (`None` where it is not mapped).
+    /// The place where an instruction is: with these general registers before it, and memory as `look` gives so many bytes,
+    /// 1 to 8, at a linear address (`None` where it is not mapped).
+    ///
+    /// `now` is a number that is another as soon as memory may have changed; 0 where nobody knows. See [`Places::vouch`].
     pub fn find(
         &self,
         rip: u64,
         gpr: &[u64],
+        now: u64,
         mut look: impl FnMut(u64, usize) -> Option<u64>,
-    ) -> Option<u32> {
+    ) -> Option<Found> {
         let stack = gpr.get(usize::from(RSP)).copied();
         // What a chain without callers is found by does not depend on the stack.
         let lists = [head(rip, stack), head(rip, None)].map(|head| self.heads.get(head));
-        let mut known = lists.into_iter().flatten().flat_map(|list| list.iter().rev());
-        known.find(|(_, trail)| trail.holds(rip, gpr, &mut look)).map(|&(number, _)| number)
+        let mut ids = lists.into_iter().flatten().flat_map(|list| list.iter().rev()).copied();
+        let id = ids.find(|&id| {
+            self.known.get(id as usize).is_some_and(|known| {
+                known.trail.is_at(rip, gpr) && (known.is_vouched(now) || known.trail.holds(&mut look))
+            })
+        })?;
+        self.known.get(id as usize).map(|known| Found { id, number: known.number })
     }
+
+    /// The place that was found is known to hold until `now` is another number: its words need not be looked at again.
+    pub fn vouch(&self, found: Found, now: u64) {
+        if let Some(known) = self.known.get(found.id as usize) {
+            known.vouched.set(now);
+            if let Some(recent) = self.recent.get(recent(known.trail.rip)) {
+                recent.set(found.id);
+            }
+        }
+    }
+
+    /// The number of the place where an instruction was last vouched for, if it is there again and that still holds.
+    #[inline]
+    #[must_use]
+    pub fn recall(&self, rip: u64, gpr: &[u64], now: u64) -> Option<u32> {
+        let id = self.recent.get(recent(rip))?.get();
+        let known = self.known.get(id as usize)?;
+        (known.is_vouched(now) && known.trail.is_at(rip, gpr)).then_some(known.number)
+    }
+}
+
+impl Known {
+    #[inline]
+    fn is_vouched(&self, now: u64) -> bool {
+        now != 0 && self.vouched.get() == now
+    }
+}
+
+/// The slot of an instruction in [`Places::recent`].
+#[inline]
+fn recent(rip: u64) -> usize {
+    (rip ^ rip >> 8) as usize % RECENT
 }
 
 /// The list of those with this instruction pointer and, if it matters, stack pointer.
@@ -118,7 +197,8 @@ mod tests {
     fn find(places: &Places, rip: u64, (stack, bp): (u64, u64), caller: u64) -> Option<u32> {
         let mut gpr = [0; 16];
         (gpr[4], gpr[5]) = (stack, bp);
-        places.find(rip, &gpr, |at, len| (at == STACK + 8 && len == 8).then_some(caller))
+        let found = places.find(rip, &gpr, 0, |at, len| (at == STACK + 8 && len == 8).then_some(caller));
+        found.map(|found| found.number)
     }
 
     #[test]
@@ -137,7 +217,35 @@ mod tests {
         // A word that is mapped now was not then.
         let mut gpr = [0; 16];
         (gpr[4], gpr[5]) = (STACK, 7);
-        assert_eq!(places.find(5, &gpr, |_, _| Some(100)), None);
+        assert_eq!(places.find(5, &gpr, 0, |_, _| Some(100)), None);
+    }
+
+    #[test]
+    fn a_place_that_is_vouched_for_is_not_looked_at() {
+        let mut places = Places::default();
+        places.learn(place(1, 100));
+        let mut gpr = [0; 16];
+        (gpr[4], gpr[5]) = (STACK, 7);
+        let look = |at, _| (at == STACK + 8).then_some(100);
+        let found = places.find(5, &gpr, 3, look).unwrap();
+        assert_eq!(places.recall(5, &gpr, 3), None);
+        places.vouch(found, 3);
+        assert_eq!(places.recall(5, &gpr, 3), Some(1));
+        assert_eq!(places.find(5, &gpr, 3, |_, _| panic!("looked")), Some(found));
+        // Memory may have changed, nobody knows, another register, another instruction, another place.
+        assert_eq!(places.recall(5, &gpr, 4), None);
+        assert_eq!(places.find(5, &gpr, 4, |_, _| None), None);
+        places.vouch(found, 0);
+        assert_eq!(places.recall(5, &gpr, 0), None);
+        places.vouch(found, 5);
+        assert_eq!(places.recall(6, &gpr, 5), None);
+        gpr[5] = 8;
+        assert_eq!(places.recall(5, &gpr, 5), None);
+        for n in 0..PLACES as u64 {
+            places.learn(place(9, n));
+        }
+        gpr[5] = 7;
+        assert_eq!(places.recall(5, &gpr, 5), None);
     }
 
     #[test]

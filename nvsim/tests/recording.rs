@@ -62,6 +62,26 @@ fn two_processors_are_recorded_in_order_wholly_and_in_a_window() {
     refused(folder.path());
 }
 
+#[test]
+fn the_interpreters_trace_is_the_translators() {
+    let folder = tempdir().unwrap();
+    let work = "dd if=/dev/urandom of=/mnt/pmem0/a bs=4k count=16 2>/dev/null; sync; nvsim-mark begin; \
+         for n in 1 2; do taskset $n cp /mnt/pmem0/a /mnt/pmem0/b$n; done; sync; nvsim-mark end";
+    let told = |engine: &str| {
+        let (dimm, trace) = (format!("{engine}.nvd,size=64M,serial=7"), format!("{engine}.nvt"));
+        let more = ["--cpus", "2", "--nvdimm", &dimm, "--record", &trace, "--engine", engine];
+        exec(folder.path(), work, &more).ok();
+        events(folder.path(), &["grep", &trace, "--from", "mark:begin", "--to", "mark:end"])
+    };
+    let (soft, interp) = (told("soft"), told("interp"));
+    // Two copies of 64 KiB, in words.
+    let copied = soft.iter().filter(|event| event["kind"] == "ntstore").count();
+    assert!(copied > 2 * 8192, "{copied}");
+    let first = soft.iter().zip(&interp).position(|(a, b)| a != b);
+    assert_eq!(first.map(|n| (&soft[n], &interp[n])), None);
+    assert_eq!(soft.len(), interp.len());
+}
+
 /// What `grep` looks for.
 fn found(folder: &Path) {
     let line = |event: &Value| event["address"].as_str().unwrap().to_owned();

@@ -85,6 +85,46 @@ pub struct Encoder {
     before: Before,
 }
 
+/// What comes before an event's own bytes: at most seven numbers and four bytes.
+#[derive(Debug)]
+struct Head {
+    bytes: [u8; 80],
+    len: usize,
+}
+
+impl Default for Head {
+    fn default() -> Self {
+        Self { bytes: [0; 80], len: 0 }
+    }
+}
+
+impl Head {
+    #[inline]
+    fn byte(&mut self, byte: u8) {
+        self.bytes[self.len] = byte;
+        self.len += 1;
+    }
+
+    #[inline]
+    fn number(&mut self, mut value: u64) {
+        while value >= 0x80 {
+            self.byte(value as u8 | 0x80);
+            value >>= 7;
+        }
+        self.byte(value as u8);
+    }
+
+    #[inline]
+    fn difference(&mut self, value: u64, before: u64) {
+        self.number(zigzag(value, before));
+    }
+}
+
+fn zigzag(value: u64, before: u64) -> u64 {
+    let difference = value.wrapping_sub(before) as i64;
+    (difference << 1 ^ difference >> 63) as u64
+}
+
 /// A kind with the address that it concerns, and how many bytes there.
 fn of(event: &Kind<'_>) -> (u8, Option<(u64, u64)>) {
     match *event {
@@ -131,47 +171,50 @@ impl Encoder {
 
     /// Appends an event. The caller has seen to it that data and names are not too long.
     pub fn event(&mut self, event: &Event<'_>) {
+        let mut head = Head::default();
+        let before = &mut self.before;
         let ahead = event.time.wrapping_sub(event.instruction);
-        if event.chain != self.before.chain {
-            self.bytes.push(kind::CHAIN);
-            self.number(event.chain.into());
-            self.before.chain = event.chain;
+        if event.chain != before.chain {
+            head.byte(kind::CHAIN);
+            head.number(event.chain.into());
+            before.chain = event.chain;
         }
-        if ahead != self.before.ahead {
-            self.bytes.push(kind::AHEAD);
-            self.difference(ahead, self.before.ahead);
-            self.before.ahead = ahead;
+        if ahead != before.ahead {
+            head.byte(kind::AHEAD);
+            head.difference(ahead, before.ahead);
+            before.ahead = ahead;
         }
-        let (kind, target) = of(&event.kind);
-        let rip = self.before.rips[usize::from(event.vcpu)];
-        let same_address = target.is_none_or(|(address, _)| address == self.before.address);
+        let (mut first, target) = of(&event.kind);
+        let rip = &mut before.rips[usize::from(event.vcpu)];
         let flags = [
-            (event.vcpu == self.before.vcpu, flag::VCPU),
-            (event.rip == rip, flag::RIP),
-            (event.instruction == self.before.instruction, flag::INSTRUCTION),
-            (same_address, flag::ADDRESS),
+            (event.vcpu == before.vcpu, flag::VCPU),
+            (event.rip == *rip, flag::RIP),
+            (event.instruction == before.instruction, flag::INSTRUCTION),
+            (target.is_none_or(|(address, _)| address == before.address), flag::ADDRESS),
         ];
-        let set = |flag: u8| flags.iter().any(|&(on, which)| on && which == flag);
-        let first = flags.iter().filter(|(on, _)| *on).fold(kind, |byte, (_, flag)| byte | flag);
-        self.bytes.push(first);
-        if !set(flag::VCPU) {
-            self.bytes.push(event.vcpu);
+        for (holds, flag) in flags {
+            first |= if holds { flag } else { 0 };
         }
-        if !set(flag::INSTRUCTION) {
-            self.difference(event.instruction, self.before.instruction);
+        head.byte(first);
+        if first & flag::VCPU == 0 {
+            head.byte(event.vcpu);
+            before.vcpu = event.vcpu;
         }
-        if !set(flag::RIP) {
-            self.difference(event.rip, rip);
+        if first & flag::INSTRUCTION == 0 {
+            head.difference(event.instruction, before.instruction);
+            before.instruction = event.instruction;
+        }
+        if first & flag::RIP == 0 {
+            head.difference(event.rip, *rip);
+            *rip = event.rip;
         }
         if let Some((address, len)) = target {
-            if !set(flag::ADDRESS) {
-                self.difference(address, self.before.address);
+            if first & flag::ADDRESS == 0 {
+                head.difference(address, before.address);
             }
-            self.before.address = address.wrapping_add(len);
+            before.address = address.wrapping_add(len);
         }
-        self.before.vcpu = event.vcpu;
-        self.before.instruction = event.instruction;
-        self.before.rips[usize::from(event.vcpu)] = event.rip;
+        self.bytes.extend_from_slice(&head.bytes[..head.len]);
         self.rest(&event.kind);
     }
 
@@ -225,8 +268,7 @@ impl Encoder {
     }
 
     fn difference(&mut self, value: u64, before: u64) {
-        let difference = value.wrapping_sub(before) as i64;
-        self.number((difference << 1 ^ difference >> 63) as u64);
+        self.number(zigzag(value, before));
     }
 
     fn number(&mut self, mut value: u64) {

@@ -26,6 +26,7 @@ mod floor;
 #[cfg(feature = "fuzz")]
 pub mod fuzz;
 mod header;
+mod press;
 mod read;
 mod replay;
 #[cfg(test)]

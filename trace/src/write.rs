@@ -5,14 +5,15 @@ use std::io::Write;
 
 use crate::chunk::{self, tag};
 use crate::code::Encoder;
+use crate::press::Press;
 use crate::{BLOCK, End, Error, Event, FORMAT, Header, Kind, MAGIC, Result};
 
 /// Writes a trace: first the blocks of the DIMMs' files, then events, then the end.
 #[derive(Debug)]
-pub struct Writer<W: Write> {
-    to: W,
+pub struct Writer<W: Write + Send + 'static> {
+    press: Press<W>,
+    /// Bytes of the file when it was last flushed.
     offset: u64,
-    chunks: u32,
     events: u64,
     /// Blocks that wait for their chunk.
     blocks: Vec<u8>,
@@ -24,23 +25,20 @@ pub struct Writer<W: Write> {
     named: HashSet<u64>,
     /// Names that wait for their chunk.
     names: Vec<(u64, String)>,
-    /// A sealed chunk.
-    sealed: Vec<u8>,
     /// Bytes of the coded events before compression, and of the data in them.
     coded: u64,
     data: u64,
 }
 
-impl<W: Write> Writer<W> {
+impl<W: Write + Send + 'static> Writer<W> {
     /// Begins a trace.
     ///
     /// # Errors
     /// [`Error::Io`], or [`Error::TooLarge`] for a header beyond all reason.
     pub fn new(to: W, header: &Header) -> Result<Self> {
         let mut writer = Self {
-            to,
+            press: Press::new(to)?,
             offset: 0,
-            chunks: 0,
             events: 0,
             blocks: Vec::new(),
             hashes: vec![blake3::Hasher::new(); header.dimms.len()],
@@ -49,12 +47,10 @@ impl<W: Write> Writer<W> {
             chains: HashMap::new(),
             named: HashSet::new(),
             names: Vec::new(),
-            sealed: Vec::new(),
             coded: 0,
             data: 0,
         };
-        writer.put(MAGIC)?;
-        writer.put(&FORMAT.to_le_bytes())?;
+        writer.press.plain(&[&MAGIC[..], &FORMAT.to_le_bytes()].concat())?;
         writer.record(tag::HEADER, header)?;
         // So that it is known for what it is from the begin.
         writer.flush()?;
@@ -82,7 +78,10 @@ impl<W: Write> Writer<W> {
 
     fn flush_blocks(&mut self) -> Result<()> {
         let blocks = std::mem::take(&mut self.blocks);
-        if blocks.is_empty() { Ok(()) } else { self.chunk(tag::BLOCKS, &blocks) }
+        if !blocks.is_empty() {
+            self.blocks = self.press.chunk(tag::BLOCKS, blocks)?;
+        }
+        Ok(())
     }
 
     /// All blocks are there.
@@ -156,14 +155,11 @@ impl<W: Write> Writer<W> {
     }
 
     fn break_chunk(&mut self) -> Result<()> {
-        if self.encoder.bytes.len() >= chunk::FULL { self.flush() } else { Ok(()) }
+        if self.encoder.bytes.len() >= chunk::FULL { self.end_chunk() } else { Ok(()) }
     }
 
-    /// Puts what was written so far beyond the fate of this process.
-    ///
-    /// # Errors
-    /// [`Error::Io`].
-    pub fn flush(&mut self) -> Result<()> {
+    /// What waits becomes chunks.
+    fn end_chunk(&mut self) -> Result<()> {
         let names = std::mem::take(&mut self.names);
         if !names.is_empty() {
             self.start()?;
@@ -172,9 +168,19 @@ impl<W: Write> Writer<W> {
         let events = self.encoder.take();
         if !events.is_empty() {
             self.coded += events.len() as u64;
-            self.chunk(tag::EVENTS, &events)?;
+            self.encoder.bytes = self.press.chunk(tag::EVENTS, events)?;
         }
-        self.to.flush().map_err(|source| Error::Io { offset: self.offset, source })
+        Ok(())
+    }
+
+    /// Puts what was written so far beyond the fate of this process.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn flush(&mut self) -> Result<()> {
+        self.end_chunk()?;
+        self.offset = self.press.flush()?;
+        Ok(())
     }
 
     /// Ends the trace and gives the writer back.
@@ -185,8 +191,8 @@ impl<W: Write> Writer<W> {
         self.start()?;
         self.flush()?;
         self.record(tag::END, &End { events: self.events, ..end.clone() })?;
-        self.to.flush().map_err(|source| Error::Io { offset: self.offset, source })?;
-        Ok(self.to)
+        self.press.flush()?;
+        self.press.finish()
     }
 
     /// Events so far.
@@ -195,7 +201,7 @@ impl<W: Write> Writer<W> {
         self.events
     }
 
-    /// Bytes of the file so far.
+    /// Bytes of the file, when it was last flushed.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.offset
@@ -213,21 +219,7 @@ impl<W: Write> Writer<W> {
         if bytes.len() > chunk::MAX {
             return Err(too_large);
         }
-        self.chunk(tag, &bytes)
-    }
-
-    fn chunk(&mut self, tag: u8, payload: &[u8]) -> Result<()> {
-        let mut sealed = std::mem::take(&mut self.sealed);
-        chunk::seal(tag, self.chunks, payload, &mut sealed);
-        self.chunks += 1;
-        let put = self.put(&sealed);
-        self.sealed = sealed;
-        put
-    }
-
-    fn put(&mut self, bytes: &[u8]) -> Result<()> {
-        self.to.write_all(bytes).map_err(|source| Error::Io { offset: self.offset, source })?;
-        self.offset += bytes.len() as u64;
+        self.press.chunk(tag, bytes)?;
         Ok(())
     }
 }

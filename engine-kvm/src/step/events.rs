@@ -109,7 +109,7 @@ impl Events {
         gpr: &[u64],
         look: impl FnMut(u64, usize) -> Option<u64>,
     ) -> Option<u32> {
-        lock(&self.places).find(rip, gpr, look)
+        lock(&self.places).find(rip, gpr, 0, look).map(|found| found.number)
     }
 
     pub(crate) fn stop_at(&self, number: Option<u64>) {

@@ -46,7 +46,7 @@ fn watching(loads: bool) -> Cpu {
 fn execute(cpu: &mut Cpu, code: &[u8], count: u64) -> Vec<Event> {
     let program = [&[NOP], code].concat();
     assert_eq!(cpu.run_code(&program, count + 1), Stop::Budget, "{code:x?}: {:?}", cpu.cause);
-    std::mem::take(&mut cpu.shared.log)
+    std::mem::take(&mut cpu.shared.log).to_vec()
 }
 
 /// The events of one instruction, each checked to be its own.

@@ -264,10 +264,11 @@ fn a_place_is_asked_for_before_its_instruction_and_then_known() {
 
 #[test]
 fn a_function_called_from_two_places_in_a_row_is_at_two_places() {
-    // The same function, called twice within a few instructions, with the same stack pointer; then both again.
-    // mov ecx, 2; 1: call f; call f; dec ecx; jnz 1b; out 0x10, al; f: mov [rbx], ecx; ret
+    // The same function, called twice within a few instructions, with the same stack pointer; then both again, interpreted
+    // and translated.
+    // mov ecx, 40; 1: call f; call f; dec ecx; jnz 1b; out 0x10, al; f: mov [rbx], ecx; ret
     let code = [
-        &[0xB9, 2, 0, 0, 0][..],
+        &[0xB9, 40, 0, 0, 0][..],
         &[0xE8, 11, 0, 0, 0, 0xE8, 6, 0, 0, 0],
         &[0xFF, 0xC9, 0x75, 0xF2, 0xE6, 0x10],
         &[0x89, 0x0B, 0xC3],
@@ -275,7 +276,7 @@ fn a_function_called_from_two_places_in_a_row_is_at_two_places() {
     .concat();
     let (seen, asked) = places(&code, true);
     assert_eq!(asked, [(21, 10), (21, 15)]);
-    assert_eq!(seen, [(21, 1), (21, 2), (21, 1), (21, 2)]);
+    assert_eq!(seen, [(21, 1), (21, 2)].repeat(40));
 }
 
 #[test]

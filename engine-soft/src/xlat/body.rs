@@ -224,7 +224,7 @@ impl Body<'_> {
     /// The access that has last been given a slow path is a store to an address in this register, and goes on here once RDX
     /// makes a host address of that: it can do so from watched memory, where nobody sees flags.
     pub(crate) fn goes_on_watched(&mut self, va: Reg) {
-        let logs = self.watching && self.forms.get(self.current).and_then(stored).is_some();
+        let logs = self.forms.get(self.current).and_then(stored).is_some();
         let here = self.asm.here();
         if let Some(slow) = self.slow.last_mut().filter(|_| logs) {
             slow.watched = Some((va, here));

@@ -134,7 +134,10 @@ impl Body<'_> {
         self.slow();
         self.asm.land(known);
         self.asm.load(RDX, addend);
-        if way == Way::Write {
+        if way == Way::Write && self.watching {
+            // A store to memory that is not watched.
+            self.asm.modrm(super::emit::op(0xC7), 8, 0, word(offset_of!(Frame, unchanged)));
+            self.asm.immediate(8, 0);
             self.goes_on_watched(va);
         }
         Rm::Index(va, RDX, 0, 0)

@@ -150,6 +150,7 @@ impl Cpu {
         self.progress.withheld = self.progress.remaining - stretch;
         self.tlb.frame.remaining = stretch;
         self.tlb.frame.flags = ax(&self.flags);
+        self.tlb.frame.unchanged = 0;
         self.tell_vectors();
         self.tlb.frame.cpu = cpu.expose_provenance() as u64;
         let base = self.tlb.frame.base();
@@ -213,6 +214,7 @@ impl Cpu {
         self.gpr[RIP_SLOT] = next;
         self.flags.set_status(from_ax(self.tlb.frame.flags));
         self.take_stack();
+        self.tlb.frame.unchanged = 0;
         self.progress.remaining = self.progress.withheld + self.tlb.frame.remaining;
         self.progress.current = Some(block);
         self.progress.entry = rip;

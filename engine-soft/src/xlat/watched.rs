@@ -107,6 +107,7 @@ impl Cpu {
     /// Logs a store that translated code is about to make. Its registers are here, but for RIP and the flags. Gives host
     /// address minus linear address.
     fn record_site(&mut self, site: Site, va: u64) -> Option<u64> {
+        let now = self.stretch();
         let translator = self.shared.blocks.translator.as_ref()?;
         let translation = translator.at(site.translation());
         let part = translator.part(site.translation(), site.part());
@@ -117,22 +118,29 @@ impl Cpu {
         if (va & 0xFFF) + u64::from(size) > 0x1000
             || !self.shared.watch.covers(page)
             || self.shared.has_code(page)
+            || self.shared.log_is_full()
         {
             return None;
         }
+        let recalled = self.shared.places.recall(rip, &self.gpr[..16], now);
+        let place = recalled.or_else(|| self.known_place(rip, now))?;
         let remaining = self.progress.withheld + self.tlb.frame.remaining;
         let instruction = self.shared.retired + self.progress.budget - remaining - undone as u64;
         let actor = Actor { vcpu: self.id, rip, instruction };
-        if !self.shared.is_here(actor) {
-            if self.shared.log_is_full() {
-                return None;
-            }
-            let place = self.known_place(rip)?;
-            self.shared.enter_log(actor, place);
-        }
         let kind = if posted { StoreKind::NonTemporal } else { StoreKind::Cached };
+        self.shared.enter_log(actor, place);
         self.shared.record_ahead(actor, page | va & 0xFFF, size, kind);
         Some(self.tlb.addend(va))
+    }
+
+    /// The number of the stretch in which nothing but watched memory changes, as far as translated code is concerned. What the
+    /// interpreter does ends it, and so does a store of translated code that has a tag.
+    fn stretch(&mut self) -> u64 {
+        if self.tlb.frame.unchanged == 0 {
+            self.shared.stretches += 1;
+            self.tlb.frame.unchanged = self.shared.stretches;
+        }
+        self.tlb.frame.unchanged
     }
 }
 

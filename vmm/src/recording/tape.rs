@@ -19,11 +19,22 @@ pub struct Tape {
     to: Option<Sink>,
     writer: Option<Writer<Sink>>,
     sight: Option<Sight>,
+    /// Instructions that were lately seen to have a name.
+    named: Named,
+}
+
+/// Addresses, each in its slot.
+struct Named([u64; 64]);
+
+impl Default for Named {
+    fn default() -> Self {
+        Self([0; 64])
+    }
 }
 
 impl Tape {
     pub fn new(to: Option<Sink>, sight: Option<Sight>) -> Self {
-        Self { to, writer: None, sight }
+        Self { to, sight, ..Self::default() }
     }
 
     /// A trace is wanted, and has not ended.
@@ -73,8 +84,13 @@ impl Tape {
     /// The next event.
     pub fn event(&mut self, event: &Event<'_>) -> Result<()> {
         let Some(writer) = &mut self.writer else { return Ok(()) };
-        if let Some(sight) = &self.sight {
+        let slot = &mut self.named.0[(event.rip ^ event.rip >> 6) as usize & 63];
+        if let Some(sight) = self.sight.as_ref().filter(|_| *slot != event.rip) {
             name(writer, sight, event.rip);
+            // What has no name now may get one.
+            if writer.is_named(event.rip) {
+                *slot = event.rip;
+            }
         }
         Ok(writer.event(event)?)
     }
@@ -100,7 +116,7 @@ impl Tape {
 }
 
 /// Names the code at an address in the trace, where there is a name.
-fn name<W: Write>(writer: &mut Writer<W>, sight: &Sight, address: u64) {
+fn name<W: Write + Send + 'static>(writer: &mut Writer<W>, sight: &Sight, address: u64) {
     if address >= symbols::KERNEL_HALF
         && !writer.is_named(address)
         && let Some(place) = sight.code().place(address)
