@@ -69,8 +69,8 @@ fn the_interpreters_trace_is_the_translators() {
          for n in 1 2; do taskset $n cp /mnt/pmem0/a /mnt/pmem0/b$n; done; sync; nvsim-mark end";
     let told = |engine: &str| {
         let (dimm, trace) = (format!("{engine}.nvd,size=64M,serial=7"), format!("{engine}.nvt"));
-        let more = ["--cpus", "2", "--nvdimm", &dimm, "--record", &trace, "--engine", engine];
-        exec(folder.path(), work, &more).ok();
+        let args = ["run", "--engine", engine, "--timeout", "10m", "--cpus", "2", "--exec", work];
+        nvsim(folder.path(), &[&args[..], &["--nvdimm", &dimm, "--record", &trace]].concat()).ok();
         events(folder.path(), &["grep", &trace, "--from", "mark:begin", "--to", "mark:end"])
     };
     let (soft, interp) = (told("soft"), told("interp"));
