@@ -37,8 +37,10 @@ impl<W: Write + Send + 'static> Press<W> {
         let work = move || {
             let mut plate = Plate { to, offset: 0, chunks: 0, sealed: Vec::new() };
             for job in todo {
+                let mut room = plate.press(job)?;
+                room.clear();
                 // Nobody may be there to use it again.
-                let _ = done.send(plate.press(job)?);
+                let _ = done.send(room);
             }
             Ok(plate.to)
         };
@@ -125,7 +127,7 @@ impl<W: Write> Plate<W> {
                 self.put(&bytes)?;
                 Ok(bytes)
             }
-            Job::Chunk(tag, mut payload) => {
+            Job::Chunk(tag, payload) => {
                 let mut sealed = std::mem::take(&mut self.sealed);
                 chunk::seal(tag, self.chunks, &payload, &mut sealed);
                 self.chunks += 1;
@@ -134,7 +136,6 @@ impl<W: Write> Plate<W> {
                 if tag == chunk::tag::EVENTS {
                     self.flush()?;
                 }
-                payload.clear();
                 Ok(payload)
             }
             Job::Flush(told) => {
@@ -207,7 +208,7 @@ mod tests {
         let mut press = Press::new(Vec::new()).unwrap();
         press.plain(b"begin").unwrap();
         for _ in 0..3 * WAITING {
-            press.chunk(b'E', vec![7; 500]).unwrap();
+            assert_eq!(press.chunk(b'E', vec![7; 500]).unwrap(), [], "room, and nothing in it");
         }
         let offset = press.flush().unwrap();
         let all = press.finish().unwrap();
