@@ -24,9 +24,21 @@ pub(crate) struct Decoded {
     pub(crate) sync: bool,
 }
 
+/// A decoder of all instructions in `bytes`, for [`decode_next`].
+pub(crate) fn decoder(bits: u32, bytes: &[u8]) -> Decoder<'_> {
+    Decoder::with_ip(bits, bytes, 0, DecoderOptions::NONE)
+}
+
 /// Decodes the first instruction in `bytes`. `None` if they are too few for it.
 pub(crate) fn decode(bits: u32, bytes: &[u8], model: CpuModel) -> Option<Decoded> {
-    let mut decoder = Decoder::with_ip(bits, bytes, 0, DecoderOptions::NONE);
+    decode_next(&mut decoder(bits, bytes), bytes, model)
+}
+
+/// Decodes the instruction that `bytes` begin with, which is the decoder's next one. `None` if they are too few for it.
+pub(crate) fn decode_next(decoder: &mut Decoder<'_>, bytes: &[u8], model: CpuModel) -> Option<Decoded> {
+    let bits = decoder.bitness();
+    // What is relative to RIP is kept so.
+    decoder.set_ip(0);
     let i = decoder.decode();
     if i.is_invalid() {
         if decoder.last_error() == DecoderError::NoMoreBytes {

@@ -113,3 +113,28 @@ fn a_damaged_snapshot_is_told_and_not_used() {
     assert!(warning.contains("booting cold") && warning.contains("checksum of its memory"), "{warning}");
     assert_eq!(run(), "", "it was made anew");
 }
+
+/// What comes after the snapshot is done at each start: loading the driver of the NV-DIMMs is not part of it, and of the
+/// DIMM's functions AML knows itself.
+#[test]
+fn a_warm_start_has_little_to_do() {
+    let folder = tempdir().unwrap();
+    let run = || {
+        let more = ["--cold", "-vv", "--seed", "506", "--nvdimm", "d.nvd,size=64M"];
+        let ran = exec(folder.path(), "cut -d' ' -f1 /proc/modules", &more);
+        assert!(ran.stdout.lines().any(|module| module == "nfit"), "{}", ran.stdout);
+        ran
+    };
+    run();
+    let ran = run();
+    // Colours of the log may be around the number.
+    let rests = ran.stderr.lines().find(|line| line.contains("at rest")).unwrap();
+    let rested = rests.rsplit(|c: char| !c.is_ascii_digit()).next().unwrap().parse::<u64>().unwrap();
+    let after = ran.summary["instructions"].as_u64().unwrap() - rested;
+    let calls = ran.stderr.lines().filter(|line| line.contains("a DSM call")).count();
+    println!("{after} instructions after the snapshot, {calls} calls of DIMMs and their bus");
+    assert!(after < AFTER && calls < 30, "{after} instructions, {calls} calls");
+}
+
+/// Instructions from the snapshot to the power-off of a run with one DIMM of 64 MiB.
+const AFTER: u64 = 13_000_000;

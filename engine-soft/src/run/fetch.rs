@@ -4,11 +4,14 @@ use engine::state::SystemRegisters;
 
 use crate::block::{BlockRef, MAX_INSNS, key};
 use crate::cpu::Cpu;
-use crate::decode::{Decoded, decode};
+use crate::decode::{Decoded, LONGEST, decode, decode_next, decoder};
 use crate::insn::Insn;
 use crate::mmu::canonical;
 use crate::ram::PAGE;
 use crate::trap::{Cause, Step, Trap};
+
+/// Bytes that a block is made of, at most: as many as [`MAX_INSNS`] of the usual length have.
+pub(crate) const WINDOW: usize = 4 * MAX_INSNS + LONGEST;
 
 impl Cpu {
     /// The live block at an instruction pointer.
@@ -88,8 +91,9 @@ impl Cpu {
             self.shared.blocks.clear();
             self.notice_generation();
         }
-        let mut bytes = [0xFF; PAGE as usize];
-        let here = (PAGE - (gpa & (PAGE - 1))) as usize;
+        let mut bytes = [0xFF; WINDOW];
+        let left = (PAGE - (gpa & (PAGE - 1))) as usize;
+        let here = left.min(WINDOW);
         self.shared.ram.read(gpa, &mut bytes[..here]);
         let bytes = &bytes[..here];
         let alone = self.shared.blocks.translator.as_mut().is_some_and(|translator| translator.happens(3));
@@ -97,10 +101,11 @@ impl Cpu {
         let mut insns: Vec<Insn> = Vec::with_capacity(8);
         let mut sync = false;
         let mut at = 0;
-        while insns.len() < limit && at < here {
-            let Some(Decoded { insn, branches, sync: look }) = decode(bits, &bytes[at..], self.model) else {
-                break;
-            };
+        let mut decoder = decoder(bits, bytes);
+        // Behind the window there may be more of an instruction, behind the page there is another page.
+        while insns.len() < limit && at < here && (here == left || at + LONGEST <= here) {
+            let next = decode_next(&mut decoder, &bytes[at..], self.model);
+            let Some(Decoded { insn, branches, sync: look }) = next else { break };
             at += usize::from(insn.len);
             insns.push(insn);
             sync = look;

@@ -17,6 +17,7 @@ use crate::flags::bit;
 use crate::insn::RIP;
 use crate::trap::{Cause, Step, Trap, vector};
 
+pub(crate) use fetch::WINDOW;
 pub(crate) use progress::Progress;
 
 const RIP_SLOT: usize = RIP as usize;

@@ -132,10 +132,13 @@ pub(crate) fn translate(source: &Source<'_>, origin: u64, number: usize, setting
 fn decode(source: &Source<'_>) -> Vec<Instruction> {
     let mut at = 0;
     let mut forms = Vec::with_capacity(source.insns.len());
+    let mut decoder = Decoder::with_ip(64, source.bytes, source.rip, DecoderOptions::NONE);
     for insn in source.insns {
-        let bytes = source.bytes.get(at..).unwrap_or_default();
-        let ip = source.rip.wrapping_add(at as u64);
-        let i = Decoder::with_ip(64, bytes, ip, DecoderOptions::NONE).decode();
+        // Where the interpreter sees another instruction, its length counts.
+        if decoder.set_position(at).is_ok() {
+            decoder.set_ip(source.rip.wrapping_add(at as u64));
+        }
+        let i = decoder.decode();
         let same = !i.is_invalid() && i.len() == usize::from(insn.len) && i.code() as u16 == insn.code;
         forms.push(if same { i } else { Instruction::default() });
         at += usize::from(insn.len);
@@ -159,10 +162,9 @@ impl Body<'_> {
     }
 
     fn instructions(&mut self, sync: bool) -> bool {
-        let forms = std::mem::take(&mut self.forms);
-        self.forms = forms.clone();
-        let last = forms.len() - 1;
-        for (k, i) in forms.iter().enumerate() {
+        let last = self.forms.len() - 1;
+        for k in 0..=last {
+            let i = &self.forms[k].clone();
             self.current = k;
             let ends = i.flow_control() != FlowControl::Next || repeats(i);
             let leaves = k == last && (sync || ends || i.is_invalid());

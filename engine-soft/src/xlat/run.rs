@@ -10,7 +10,7 @@ use crate::exec::fpu::avx;
 use crate::flags::{Flags, bit};
 use crate::fx::mxcsr;
 use crate::insn::RIP;
-use crate::run::Left;
+use crate::run::{Left, WINDOW};
 use crate::trap::Trap;
 
 const RIP_SLOT: usize = RIP as usize;
@@ -102,8 +102,8 @@ impl Cpu {
             self.notice_generation();
             return None;
         }
-        let mut bytes = [0; 4096];
-        let bytes = &mut bytes[..len];
+        let mut bytes = [0; WINDOW];
+        let bytes = bytes.get_mut(..len)?;
         let translator = blocks.translator.as_mut()?;
         self.shared.ram.read(gpa, bytes).then(|| translator.make(block, bytes, rip, (user, self.model)))
     }

@@ -44,9 +44,7 @@ pub fn run() -> ! {
 fn serve(channel: &mut Channel, signals: &mut Signals, mut troubles: Vec<String>) -> Leave {
     // Where there are no DIMMs there is nothing to look at.
     let dimms = setup::has_nvdimms();
-    if !dimms {
-        troubles.extend(setup::bring_devices());
-    }
+    troubles.extend(if dimms { setup::hold_devices() } else { setup::bring_devices() });
     channel.send(&FromGuest::Booted);
     channel.flush();
     if dimms {

@@ -28,6 +28,10 @@ const LINKS: [(&str, &str); 4] = [
     ("/proc/self/fd/2", "/dev/stderr"),
 ];
 
+/// The bus that firmware tells of, and the NV-DIMMs' device there (ACPI 6.5, ch. 9.19.1).
+const ACPI_BUS: &str = "/sys/bus/acpi";
+const NVDIMMS: &str = "ACPI0012:00";
+
 /// Modules that bring devices with contents, not drivers for them: the NV-DIMMs appear with this one.
 const BRINGS_DEVICES: &str = "nfit";
 
@@ -72,13 +76,34 @@ fn show_errors() {
 
 /// Whether the firmware tells of NV-DIMMs.
 pub fn has_nvdimms() -> bool {
-    Path::new("/sys/bus/acpi/devices/ACPI0012:00").exists()
+    Path::new(ACPI_BUS).join("devices").join(NVDIMMS).exists()
+}
+
+/// Loads the NV-DIMMs' driver but does not let it look for any: that takes longer than what it finds. Gives what went wrong;
+/// then it is loaded later.
+pub fn hold_devices() -> Vec<String> {
+    let autoprobe = Path::new(ACPI_BUS).join("drivers_autoprobe");
+    let mut troubles = Vec::new();
+    match fs::write(&autoprobe, "0") {
+        Ok(()) => {
+            load_modules(&mut troubles, |name| name == BRINGS_DEVICES);
+            troubles
+                .extend(fs::write(&autoprobe, "1").err().map(|e| format!("{}: {e}", autoprobe.display())));
+        }
+        Err(e) => troubles.push(format!("cannot hold NV-DIMMs back by {}: {e}", autoprobe.display())),
+    }
+    troubles
 }
 
 /// Lets the NV-DIMMs appear, and waits until all of them are probed. Gives what went wrong.
 pub fn bring_devices() -> Vec<String> {
     let mut troubles = Vec::new();
-    load_modules(&mut troubles, |name| name == BRINGS_DEVICES);
+    if Path::new("/sys/module").join(BRINGS_DEVICES).exists() {
+        let probe = Path::new(ACPI_BUS).join("drivers_probe");
+        troubles.extend(fs::write(&probe, NVDIMMS).err().map(|e| format!("cannot probe NV-DIMMs: {e}")));
+    } else {
+        load_modules(&mut troubles, |name| name == BRINGS_DEVICES);
+    }
     wait_for_nvdimms();
     troubles
 }

@@ -35,21 +35,26 @@ const FUNCTIONS: [Function; 8] = [
     Function { number: 18, revision: 2, takes: |n| n == 15, run: inject },
 ];
 
+/// The functions of a revision. Without a label area there is nothing to transfer.
+fn known(revision: u64, has_labels: bool) -> impl Iterator<Item = &'static Function> {
+    let exists = (1..=2).contains(&revision);
+    let known = FUNCTIONS.iter().filter(move |f| exists && f.revision <= revision);
+    known.filter(move |f| has_labels || !(4..=6).contains(&f.number))
+}
+
+/// The answer of function 0, which depends on nothing else: firmware can give it without asking the DIMM.
+pub fn functions(revision: u64, has_labels: bool) -> Vec<u8> {
+    if (1..=2).contains(&revision) { mask(known(revision, has_labels).map(|f| f.number)) } else { vec![0] }
+}
+
 impl Dimm {
     /// Answers a call of the Intel family.
     pub fn dsm(&mut self, revision: u64, function: u64, input: &[u8]) -> Vec<u8> {
-        if !(1..=2).contains(&revision) {
-            return if function == 0 { vec![0] } else { status(UNSUPPORTED) };
-        }
-        let mut known = FUNCTIONS
-            .iter()
-            .filter(|f| f.revision <= revision)
-            // Without a label area there is nothing to transfer.
-            .filter(|f| self.geometry.label_size > 0 || !(4..=6).contains(&f.number));
+        let has_labels = self.geometry.label_size > 0;
         if function == 0 {
-            return mask(known.map(|f| f.number));
+            return functions(revision, has_labels);
         }
-        match known.find(|f| f.number == function) {
+        match known(revision, has_labels).find(|f| f.number == function) {
             None => status(UNSUPPORTED),
             Some(f) if !(f.takes)(input.len()) => status(INVALID),
             Some(f) => (f.run)(self, input),

@@ -8,7 +8,7 @@
 mod intel;
 mod root;
 
-pub use intel::{FAMILY as INTEL_FAMILY, MAX_LABEL_TRANSFER};
+pub use intel::{FAMILY as INTEL_FAMILY, MAX_LABEL_TRANSFER, functions as intel_functions};
 pub use root::{Bus, BusMemory, FAMILY as ROOT_FAMILY, Region};
 
 /// Largest input or answer of any function here, in bytes.

@@ -1,6 +1,8 @@
 //! The NV-DIMMs in the ACPI name space (ACPI 6.5, ch. 9.19): the bus `ACPI0012` and a child for each DIMM, whose `_DSM`
 //! methods carry calls through the [mailbox](super::mailbox).
 //!
+//! What functions a DIMM has (function 0) AML knows itself: Linux asks for each of them anew when it meets a DIMM.
+//!
 //! There is no `_FIT`: the static NFIT says all there is. A call's argument may be an empty package, a package with an
 //! empty buffer, or one with the input. Copies are kept short where the data are, since AML moves them word by word.
 
@@ -11,10 +13,10 @@ use acpi_tables::aml::{
 };
 use acpi_tables::{Aml, aml};
 use nvdimm_model::Handle;
-use nvdimm_model::dsm::{INTEL_FAMILY, INVALID, MAX_TRANSFER, ROOT_FAMILY};
+use nvdimm_model::dsm::{INTEL_FAMILY, INVALID, MAX_TRANSFER, ROOT_FAMILY, intel_functions};
 
 use super::mailbox::{INPUT, OUTPUT, PAGE};
-use super::plan::Plan;
+use super::plan::{DimmPlan, Plan};
 
 /// Inputs and answers up to this size are moved by themselves, longer ones with the whole page.
 const SHORT_INPUT: usize = 32;
@@ -37,8 +39,8 @@ pub fn build(plan: &Plan, page: u64, doorbell: u16) -> Vec<u8> {
     let output = field("MBOX", vec![named(b"OLEN", 4), named(b"OUTL", PAGE - OUTPUT)]);
     let short_output = field("MBOX", vec![FieldEntry::Reserved(OUTPUT * 8), named(b"OUTS", SHORT_OUTPUT)]);
     let carry = carry();
-    let own_call = dsm(Handle::ROOT, &ROOT_FAMILY.to_string());
-    let dimms: Vec<Vec<u8>> = plan.dimms.iter().enumerate().map(|(n, d)| dimm(n, d.handle)).collect();
+    let own_call = dsm(Handle::ROOT, &ROOT_FAMILY.to_string(), &[]);
+    let dimms: Vec<Vec<u8>> = plan.dimms.iter().enumerate().map(|(n, d)| dimm(n, d)).collect();
     let mut children: Vec<&dyn Aml> =
         vec![&hid, &region, &port, &bell, &input, &short_input, &output, &short_output];
     let carry = Raw(carry);
@@ -50,21 +52,38 @@ pub fn build(plan: &Plan, page: u64, doorbell: u16) -> Vec<u8> {
 }
 
 /// A DIMM's device.
-fn dimm(n: usize, handle: Handle) -> Vec<u8> {
-    let address = Name::new("_ADR".into(), &handle.0);
-    let call = Raw(dsm(handle, &INTEL_FAMILY.to_string()));
+fn dimm(n: usize, plan: &DimmPlan) -> Vec<u8> {
+    let address = Name::new("_ADR".into(), &plan.handle.0);
+    let answers = [1, 2].map(|revision: u8| (revision, intel_functions(revision.into(), plan.has_labels)));
+    let call = Raw(dsm(plan.handle, &INTEL_FAMILY.to_string(), &answers));
     bytes(&Device::new(Path::new(&format!("NV{n:02}")), vec![&address, &call]))
 }
 
-/// `_DSM` of the bus or a DIMM: passes a call of the right family on.
-fn dsm(handle: Handle, family: &str) -> Vec<u8> {
+/// `_DSM` of the bus or a DIMM: passes a call of the right family on, but for function 0 of these revisions.
+fn dsm(handle: Handle, family: &str, answers: &[(u8, Vec<u8>)]) -> Vec<u8> {
     let family = AmlUuid::new(family);
     let right = Equal::new(&Arg(0), &family);
+    let known: Vec<Raw> =
+        answers.iter().map(|(revision, answer)| Raw(known_answer(*revision, answer))).collect();
+    let asks = Equal::new(&Arg(2), &aml::ZERO);
+    let if_asks = If::new(&asks, known.iter().map(|answer| answer as &dyn Aml).collect());
     let call = MethodCall::new("CARY".into(), vec![&handle.0, &Arg(1), &Arg(2), &Arg(3)]);
     let pass_on = Return::new(&call);
     let nothing = BufferData::new(vec![0]);
     let refuse = Return::new(&nothing);
-    bytes(&Method::new("_DSM".into(), 4, true, vec![&If::new(&right, vec![&pass_on]), &refuse]))
+    let mut carried: Vec<&dyn Aml> = vec![&pass_on];
+    if !answers.is_empty() {
+        carried.insert(0, &if_asks);
+    }
+    bytes(&Method::new("_DSM".into(), 4, true, vec![&If::new(&right, carried), &refuse]))
+}
+
+/// Gives an answer that is known beforehand, to a revision.
+fn known_answer(revision: u8, answer: &[u8]) -> Vec<u8> {
+    let same = Equal::new(&Arg(1), &revision);
+    let answer = BufferData::new(answer.to_vec());
+    let give = Return::new(&answer);
+    bytes(&If::new(&same, vec![&give]))
 }
 
 /// `CARY(handle, revision, function, argument)`: one at a time, since all share the page.

@@ -21,6 +21,8 @@ pub struct DimmPlan {
     pub handle: Handle,
     /// Who it is.
     pub identity: Identity,
+    /// It has a label area.
+    pub has_labels: bool,
     /// From where on its stores survive.
     pub persistence: Persistence,
     /// Guest-physical address of its flush-hint page.
@@ -145,6 +147,7 @@ impl Plan {
                 path: path.clone(),
                 handle: Handle::nth(n),
                 identity: record.identity,
+                has_labels: record.geometry.label_size > 0,
                 persistence: record.persistence,
                 hint: record.hints.then(|| layout::FLUSH_HINTS + u64::from(n) * layout::FLUSH_HINT_STRIDE),
             })
