@@ -56,6 +56,7 @@ impl Cpu {
             let second = self.translate_code(if self.long { next } else { next & 0xFFFF_FFFF })?;
             if !block.header().continues_at(second) {
                 self.shared.blocks.changed(gpa, 1);
+                self.notice_generation();
                 return self.build(va, gpa, bits, single);
             }
         }
