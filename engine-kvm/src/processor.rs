@@ -217,6 +217,9 @@ impl Vcpu {
         kick::admit_break(&self.seat.fd)
             .map_err(|source| Error::Host { what: "KVM_SET_SIGNAL_MASK".into(), source })?;
         self.stepper = Stepper::begin(&mut self.seat.fd, &self.seat.partition.memory)?;
+        if self.stepper.is_some() {
+            self.seat.partition.events.begin_time(state::tsc(&self.seat.fd)?);
+        }
         Ok(self.stepper.is_some())
     }
 
@@ -279,7 +282,11 @@ impl Vcpu {
             }
             stepper.accept(&self.seat.fd)?;
         }
-        if stepper.halted || !stepper.prepare(&self.seat.fd, watch, events)? {
+        if stepper.halted {
+            stepper.wait(events, partition.tsc_khz);
+            return Ok(None);
+        }
+        if !stepper.prepare(&self.seat.fd, watch, events, partition.tsc_khz)? {
             return Ok(None);
         }
         if stepper.is_lost(id, watch, events) {

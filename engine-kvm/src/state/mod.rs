@@ -18,7 +18,7 @@ use kvm_ioctls::VcpuFd;
 
 use crate::refused;
 
-pub(crate) use msr::{save as msrs, tsc};
+pub(crate) use msr::{save as msrs, tsc, tsc_aux};
 
 /// Reads the whole state of a vCPU that is not in the guest.
 pub(crate) fn save(vcpu: &VcpuFd) -> Result<CpuState> {

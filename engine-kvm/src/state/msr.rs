@@ -1,6 +1,6 @@
 //! Model-specific registers. KVM stops at the first that it does not know and says how many it took.
 
-use engine::msr::{Msrs, TSC};
+use engine::msr::{Msrs, TSC, TSC_AUX};
 use engine::{Error, Result};
 use kvm_bindings::kvm_msr_entry;
 use kvm_ioctls::VcpuFd;
@@ -28,7 +28,16 @@ pub(super) fn restore(vcpu: &VcpuFd, msrs: &Msrs) -> Result<()> {
 
 /// The time-stamp counter as the guest would read it now.
 pub(crate) fn tsc(vcpu: &VcpuFd) -> Result<u64> {
-    let mut list = list([(TSC, 0)])?;
+    one(vcpu, TSC)
+}
+
+/// What RDTSCP gives beside it.
+pub(crate) fn tsc_aux(vcpu: &VcpuFd) -> Result<u64> {
+    one(vcpu, TSC_AUX)
+}
+
+fn one(vcpu: &VcpuFd, index: u32) -> Result<u64> {
+    let mut list = list([(index, 0)])?;
     let got = vcpu.get_msrs(&mut list).map_err(refused("KVM_GET_MSRS"))?;
     complete("KVM_GET_MSRS", got, list.as_slice())?;
     Ok(list.as_slice().first().map_or(0, |entry| entry.data))

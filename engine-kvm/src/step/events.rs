@@ -8,6 +8,7 @@ use engine::VcpuId;
 use engine::event::Event;
 use engine::place::{Place, Places};
 
+use super::time::Slow;
 use crate::partition::KvmPartition;
 
 /// From here on a vCPU asks to have the log drained.
@@ -41,6 +42,7 @@ pub(crate) struct Events {
     limit: AtomicU64,
     /// Interrupt messages that the machine has sent.
     messages: AtomicU64,
+    time: Mutex<Slow>,
     turn: Turn,
 }
 
@@ -55,6 +57,21 @@ impl Events {
         self.messages.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// A vCPU whose time-stamp counter is this begins to be stepped.
+    pub(crate) fn begin_time(&self, tsc: u64) {
+        lock(&self.time).begin(tsc, self.number());
+    }
+
+    /// The time-stamp counter of the guest that is being stepped.
+    pub(super) fn tsc(&self, khz: u32) -> Option<u64> {
+        lock(&self.time).tsc(self.number(), khz)
+    }
+
+    /// Nothing is to do before this count.
+    pub(super) fn leap(&self, deadline: u64, khz: u32) {
+        lock(&self.time).leap(deadline, self.number(), khz);
+    }
+
     /// What is watched now.
     pub(crate) fn watch(&self) -> Arc<Watch> {
         Arc::clone(&lock(&self.watch))
@@ -67,6 +84,7 @@ impl Events {
         let mut free = lock(&self.free);
         *lock(&self.watch) = Arc::new(Watch { ranges, loads, places });
         *lock(&self.places) = Places::default();
+        *lock(&self.time) = Slow::default();
         if is_on {
             (0..8).filter(|vcpu| *free & 1 << vcpu != 0).for_each(kick);
             while *free != 0 {

@@ -14,6 +14,8 @@ use super::xsave::{self, Extended};
 use super::{Begun, IF, MSR_LSTAR, MSR_SFMASK, MSR_STAR, Next, PAGE, Piece, Stepper, Watch};
 
 const EFER_LMA: u64 = 1 << 10;
+const CR4_TSD: u64 = 1 << 2;
+const MSR_TSC_DEADLINE: u32 = 0x6E0;
 const PAGE_FAULT: u8 = 14;
 const PROTECTION: u8 = 13;
 const STACK_FAULT: u8 = 12;
@@ -176,6 +178,20 @@ impl Stepper {
                     Registers { memory: &self.memory, regs: &mut self.regs, sregs: &mut self.sregs };
                 registers.syscall(i.next_ip(), msrs);
                 self.write(fd)?;
+            }
+            // Not where a program must not read it.
+            Mnemonic::Rdtsc | Mnemonic::Rdtscp if kernel || self.sregs.cr4 & CR4_TSD == 0 => {
+                let Some(tsc) = self.tsc else { return Ok(None) };
+                (self.regs.rax, self.regs.rdx) = (tsc & 0xFFFF_FFFF, tsc >> 32);
+                if i.mnemonic() == Mnemonic::Rdtscp {
+                    self.regs.rcx = crate::state::tsc_aux(fd)?;
+                }
+                self.regs.rip = i.next_ip();
+                self.write(fd)?;
+            }
+            Mnemonic::Wrmsr if kernel && self.regs.rcx as u32 == MSR_TSC_DEADLINE => {
+                self.deadline = self.regs.rdx << 32 | self.regs.rax & 0xFFFF_FFFF;
+                return Ok(None);
             }
             Mnemonic::Sysretq => {
                 let [star, ..] = msrs(fd)?;

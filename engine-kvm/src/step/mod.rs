@@ -8,6 +8,7 @@
 //!   are executed in software. PUSHF's image is mended.
 //! - Repeated string instructions trap after each element; away from what is watched they are executed in software.
 //! - HLT waits here, looking for an interrupt.
+//! - RDTSC and RDTSCP are executed in software, by a time of the guest's own: see [`time`].
 //! - The trap of MOV SS comes one instruction late, so the next one is told along with it.
 //! - The flag is set anew for each instruction: IRET and POPF load it away, and KVM forgets it where it emulates.
 //!
@@ -20,6 +21,7 @@ mod events;
 mod instruction;
 mod place;
 mod strings;
+mod time;
 mod walk;
 mod xsave;
 
@@ -49,8 +51,8 @@ const MSR_LSTAR: u32 = 0xC000_0082;
 const MSR_SFMASK: u32 = 0xC000_0084;
 const PAGE: u64 = 4096;
 
-/// Instructions between two interrupts. Host time runs on while a guest is stepped, so its timer is always due, and a
-/// handler, with what it finds to be due, takes thousands of instructions: this way it is a small part of what is executed.
+/// Instructions between two interrupts. Timers fire by the host's time, so one is always due, and a handler takes thousands
+/// of instructions: this way it is a small part of what is executed.
 const BETWEEN_INTERRUPTS: u32 = 512 * LOOK;
 /// Interrupts are looked for this often, in instructions, and when the guest begins to accept them.
 const LOOK: u32 = 64;
@@ -110,6 +112,11 @@ pub(crate) struct Stepper {
     /// Messages of the machine so far.
     messages: u64,
     since_interrupt: u32,
+    /// The time-stamp counter at the next instruction, and what the guest has asked its timer for.
+    tsc: Option<u64>,
+    deadline: u64,
+    /// The instructions that all had executed when it last had nothing to do.
+    idle: Option<u64>,
     /// KVM_RUNs of one instruction, and interrupts that came between.
     steps: u64,
     interrupts: u64,
@@ -168,6 +175,9 @@ impl Stepper {
             called: true,
             messages: 0,
             since_interrupt: BETWEEN_INTERRUPTS,
+            tsc: None,
+            deadline: 0,
+            idle: None,
             steps: 0,
             interrupts: 0,
             log: Vec::new(),
@@ -226,9 +236,18 @@ impl Stepper {
         Ok(())
     }
 
+    /// It is halted and has no interrupt. If nobody else has done anything since it last found that, time leaps.
+    pub(crate) fn wait(&mut self, events: &Events, khz: u32) {
+        let number = events.number();
+        if self.idle.replace(number) == Some(number) {
+            events.leap(self.deadline, khz);
+        }
+    }
+
     /// Looks at the next instruction. `true`: KVM is to execute it; `false`: that is done.
-    pub(crate) fn prepare(&mut self, fd: &VcpuFd, watch: &Watch, events: &Events) -> Result<bool> {
+    pub(crate) fn prepare(&mut self, fd: &VcpuFd, watch: &Watch, events: &Events, khz: u32) -> Result<bool> {
         self.shadow = false;
+        self.tsc = events.tsc(khz);
         self.since_interrupt = self.since_interrupt.saturating_add(1);
         match self.look(fd, self.regs.rip, watch)? {
             Next::Executed => {
