@@ -265,6 +265,10 @@ impl Stepper {
                 }
                 self.begun = Some(begun);
                 self.steps += 1;
+                if self.steps.is_multiple_of(1 << 13) {
+                    let (rip, steps, interrupts) = (self.regs.rip, self.steps, self.interrupts);
+                    tracing::debug!("stepping: {steps} steps, {interrupts} interrupts, at {rip:#x}");
+                }
                 debug(fd, KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP | KVM_GUESTDBG_BLOCKIRQ)?;
                 Ok(true)
             }
