@@ -22,7 +22,23 @@ use cli::{Cli, Command};
 /// The exit code of nvsim's own failures; a guest's outcome has others: see `run::verdict`.
 const OWN_FAILURE: u8 = 125;
 
+/// The exit code of a command whose output nobody reads any more, as a shell tells of SIGPIPE.
+const NOBODY_READS: i32 = 128 + 13;
+
+/// Whoever reads our output may have seen enough, as `head` has: printing panics then, and there is nothing left to do.
+fn end_quietly_when_nobody_reads() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let said = panic.payload().downcast_ref::<String>().map_or("", String::as_str);
+        if said.starts_with("failed printing to stdout") && said.contains("Broken pipe") {
+            std::process::exit(NOBODY_READS);
+        }
+        usual(panic);
+    }));
+}
+
 fn main() -> ExitCode {
+    end_quietly_when_nobody_reads();
     let cli = Cli::parse();
     tracing_subscriber::fmt()
         .with_env_filter(

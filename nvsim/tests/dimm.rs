@@ -88,3 +88,13 @@ fn a_damaged_file_is_refused_and_left_alone() {
     assert!(ran.stderr.contains("d.nvd"), "{}", ran.stderr);
     assert_eq!(std::fs::read(&path).unwrap(), &whole[..1000]);
 }
+
+#[test]
+fn a_reader_who_has_seen_enough_is_no_failure_of_ours() {
+    let folder = tempdir().unwrap();
+    let nvsim = env!("CARGO_BIN_EXE_nvsim");
+    let line = format!("{{ sleep 0.2; {nvsim} dimm ls --json .; echo status $? >&2; }} | true");
+    let ran =
+        std::process::Command::new("sh").current_dir(folder.path()).args(["-c", &line]).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&ran.stderr), "status 141\n");
+}
