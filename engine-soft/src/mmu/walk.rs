@@ -66,21 +66,7 @@ impl Cpu {
     ///
     /// Gives the guest-physical address.
     pub(crate) fn translate(&mut self, va: u64, access: Access) -> Step<u64> {
-        let wanted = match access {
-            Access::Read => 0,
-            Access::Write => property::WRITE,
-            Access::Execute => property::EXECUTE,
-        };
-        if let Some(page) = self.tlb.known(va)
-            && page & wanted == wanted
-        {
-            let page = page & !0xFFF;
-            if access == Access::Write && !self.shared.has_code(page) && !self.shared.watch.covers(page) {
-                self.tlb.unprotect(va);
-            }
-            return Ok(page | va & 0xFFF);
-        }
-        Ok(self.look_up(va, access)? & !0xFFF | va & 0xFFF)
+        Ok(self.page(va, access)? & !0xFFF | va & 0xFFF)
     }
 
     /// As [`Cpu::translate`], for instructions.
@@ -89,10 +75,7 @@ impl Cpu {
         let page = match self.code_pages.find(va, user) {
             Some(page) => page,
             None => {
-                let page = match self.tlb.known(va).filter(|page| page & property::EXECUTE != 0) {
-                    Some(page) => page,
-                    None => self.look_up(va, Access::Execute)?,
-                };
+                let page = self.page(va, Access::Execute)?;
                 if page & property::SHIFT != 0 && !self.code_pages.keep(va, user, page) {
                     self.forget_jumps();
                 }
@@ -100,6 +83,25 @@ impl Cpu {
             }
         };
         Ok(page & !0xFFF | va & 0xFFF)
+    }
+
+    /// The guest-physical page that an access may go on to and, of RAM, its properties.
+    fn page(&mut self, va: u64, access: Access) -> Step<u64> {
+        let wanted = match access {
+            Access::Read => 0,
+            Access::Write => property::WRITE,
+            Access::Execute => property::EXECUTE,
+        };
+        if let Some(page) = self.tlb.known(va)
+            && page & wanted == wanted
+        {
+            let gpa = page & !0xFFF;
+            if access == Access::Write && !self.shared.has_code(gpa) && !self.shared.watch.covers(gpa) {
+                self.tlb.unprotect(va);
+            }
+            return Ok(page);
+        }
+        self.look_up(va, access)
     }
 
     /// Walks, sets accessed and dirty bits, and remembers. Gives the guest-physical page and, of RAM, its properties.

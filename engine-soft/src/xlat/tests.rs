@@ -300,8 +300,10 @@ fn a_device_sees_the_flags_of_the_interpreter() {
     }
 }
 
-/// A library of what a vCPU has run so far.
-fn left_by(cpu: &mut Cpu) -> CodeStock {
+/// A library of what a vCPU has run after so many instructions.
+fn left_after(program: &[u8], instructions: u64, haste: Haste) -> CodeStock {
+    let mut cpu = cpu(program, Some(haste));
+    assert_eq!(cpu.run(instructions), Stop::Budget);
     let stock = CodeStock::default();
     let shared = &mut cpu.shared;
     std::mem::take(&mut shared.blocks).leave_to(&stock, &shared.ram, cpu.model);
@@ -312,11 +314,16 @@ fn translations(cpu: &Cpu) -> usize {
     cpu.shared.blocks.translator.as_ref().expect("asked for").translations.len()
 }
 
+/// A vCPU that interprets, and one that begins with what another one has left.
+fn beside(stock: &CodeStock, program: &[u8], haste: Haste) -> (Cpu, Cpu) {
+    let (interprets, mut goes_on) = (cpu(program, None), cpu(program, Some(haste)));
+    goes_on.shared.blocks.take_from(stock, goes_on.model);
+    (interprets, goes_on)
+}
+
 /// A vCPU that runs what another one has left, beside one that interprets.
 fn goes_on_with(stock: &CodeStock, program: &[u8], haste: Haste, turns: usize) -> Cpu {
-    let (mut a, mut b) = (cpu(program, None), cpu(program, Some(haste)));
-    let model = b.model;
-    b.shared.blocks.take_from(stock, model);
+    let (mut a, mut b) = beside(stock, program, haste);
     for turn in 0..turns {
         let budget = 1 + (turn as u64 * 37) % 211;
         assert_eq!(a.run(budget), b.run(budget), "{haste:?}, turn {turn}");
@@ -327,12 +334,8 @@ fn goes_on_with(stock: &CodeStock, program: &[u8], haste: Haste, turns: usize) -
 
 #[test]
 fn code_that_another_has_left_is_run_without_a_translation() {
-    let mut first = cpu(&program(), Some(Haste::AtOnce));
-    assert_eq!(first.run(50_000), Stop::Budget);
-    let stock = left_by(&mut first);
-    let (mut a, mut b) = (cpu(&program(), None), cpu(&program(), Some(Haste::AtOnce)));
-    let model = b.model;
-    b.shared.blocks.take_from(&stock, model);
+    let stock = left_after(&program(), 50_000, Haste::AtOnce);
+    let (mut a, mut b) = beside(&stock, &program(), Haste::AtOnce);
     assert_eq!(a.run(40_000), b.run(40_000));
     assert_eq!(all(&mut a), all(&mut b));
     assert!(translations(&b) <= 1 && b.shared.blocks.borrows(CODE));
@@ -341,18 +344,15 @@ fn code_that_another_has_left_is_run_without_a_translation() {
     goes_on_with(&stock, &program(), Haste::Warm, 200);
     for seed in 1..4 {
         goes_on_with(&stock, &program(), Haste::Stressed(seed), 200);
-        let mut stressed = cpu(&program(), Some(Haste::Stressed(seed)));
-        assert_eq!(stressed.run(20_000), Stop::Budget);
-        goes_on_with(&left_by(&mut stressed), &program(), Haste::Stressed(seed + 1), 200);
+        let left = left_after(&program(), 20_000, Haste::Stressed(seed));
+        goes_on_with(&left, &program(), Haste::Stressed(seed + 1), 200);
     }
 }
 
 /// The page holds another program by now.
 #[test]
 fn code_that_is_another_by_now_is_not_borrowed() {
-    let mut first = cpu(&program(), Some(Haste::AtOnce));
-    assert_eq!(first.run(50_000), Stop::Budget);
-    let stock = left_by(&mut first);
+    let stock = left_after(&program(), 50_000, Haste::AtOnce);
     let mut other = program();
     // inc rax becomes dec rax.
     assert_eq!(other[..3], [0x48, 0xFF, 0xC0]);
@@ -380,13 +380,9 @@ fn borrowed_code_that_changes_is_given_back() {
         a.add(r12, rdx)?;
         a.jmp(top)
     });
-    let mut first = cpu(&code, Some(Haste::AtOnce));
-    assert_eq!(first.run(3000), Stop::Budget);
-    let stock = left_by(&mut first);
+    let stock = left_after(&code, 3000, Haste::AtOnce);
     for haste in [Haste::Warm, Haste::AtOnce, Haste::Stressed(5)] {
-        let (mut a, mut b) = (cpu(&code, None), cpu(&code, Some(haste)));
-        let model = b.model;
-        b.shared.blocks.take_from(&stock, model);
+        let (mut a, mut b) = beside(&stock, &code, haste);
         for cpu in [&mut a, &mut b] {
             cpu.poke(DATA + 0x1000, &400_u32.to_le_bytes());
         }
@@ -404,12 +400,8 @@ fn borrowed_code_that_changes_is_given_back() {
 /// A device has written where borrowed code was.
 #[test]
 fn borrowed_code_that_a_device_overwrites_is_given_back() {
-    let mut first = cpu(&program(), Some(Haste::AtOnce));
-    assert_eq!(first.run(50_000), Stop::Budget);
-    let stock = left_by(&mut first);
-    let (mut a, mut b) = (cpu(&program(), None), cpu(&program(), Some(Haste::Warm)));
-    let model = b.model;
-    b.shared.blocks.take_from(&stock, model);
+    let stock = left_after(&program(), 50_000, Haste::AtOnce);
+    let (mut a, mut b) = beside(&stock, &program(), Haste::Warm);
     for turn in 0..60 {
         assert_eq!(a.run(101), b.run(101), "turn {turn}");
         assert_eq!(all(&mut a), all(&mut b), "turn {turn}");
