@@ -57,12 +57,8 @@ impl Backing {
         labels: Vec<u8>,
         fill: impl FnOnce(&Self) -> Result<()>,
     ) -> Result<Self> {
-        let failed = |source: io::Error| match source.kind() {
-            ErrorKind::AlreadyExists => Error::Exists { path: path.to_owned() },
-            _ => Error::Io { doing: "create", path: path.to_owned(), source },
-        };
-        let draft = Draft::of(path, OFlags::DSYNC).map_err(failed)?;
-        let file = draft.file.try_clone().map_err(failed)?;
+        let draft = Draft::of(path, OFlags::DSYNC).map_err(Error::create(path))?;
+        let file = draft.file.try_clone().map_err(Error::create(path))?;
         let backing = Self {
             path: path.to_owned(),
             file,
@@ -73,7 +69,7 @@ impl Backing {
             labels,
         };
         backing.lay_down(fill)?;
-        draft.publish().map_err(failed)?;
+        draft.publish().map_err(Error::create(path))?;
         Ok(backing)
     }
 

@@ -1,6 +1,6 @@
 //! What can go wrong with NV-DIMMs and their files: each message names the file, the value and the way out.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// The result of working with NV-DIMMs.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -131,6 +131,15 @@ impl Error {
     pub(crate) fn io(doing: &'static str, path: impl Into<PathBuf>) -> impl Fn(std::io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { doing, path: path.clone(), source }
+    }
+
+    /// Wraps why a file cannot be made: there is one, or the host refuses.
+    pub(crate) fn create(path: &Path) -> impl Fn(std::io::Error) -> Self {
+        let refused = Self::io("create", path);
+        move |source| match source.kind() {
+            std::io::ErrorKind::AlreadyExists => Self::Exists { path: path.to_owned() },
+            _ => refused(source),
+        }
     }
 
     /// Wraps what the model says about a file.

@@ -1,6 +1,6 @@
 //! A power cut made from a trace alone: the DIMM files that the run would have left, had its power gone then.
 
-use std::io::{ErrorKind, Read};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
@@ -14,10 +14,7 @@ use crate::nvdimm::backing::Backing;
 use crate::{Error, Result};
 
 fn draft(name: &Path) -> Result<Draft> {
-    Draft::of(name, OFlags::empty()).map_err(|source| match source.kind() {
-        ErrorKind::AlreadyExists => crate::nvdimm::Error::Exists { path: name.to_owned() }.into(),
-        _ => crate::nvdimm::Error::io("create", name)(source).into(),
-    })
+    Ok(Draft::of(name, OFlags::empty()).map_err(crate::nvdimm::Error::create(name))?)
 }
 
 /// Power goes, as the DIMM itself sees it.
