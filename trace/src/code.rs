@@ -2,10 +2,13 @@
 //! low digits first; differences are zigzag-coded.
 //!
 //! Two kinds are no events but hold for those that follow: the number of the call chain, and how far guest time is ahead
-//! of the count of instructions.
+//! of the count of instructions. A third stands for the next rounds of a loop ([`crate::run`]): how many accesses it has, how
+//! far each is from the round before in instructions and in addresses, how many accesses follow, and then only their bytes.
 
+use nvdimm_model::geometry::LINE;
 use nvdimm_model::medium::{FenceKind, FlushKind, StoreKind};
 
+use crate::run::{Access, COUNT, Deed, History, Loop};
 use crate::{Area, Event, Kind};
 
 /// Flags of the first byte, above four bits of kind.
@@ -38,6 +41,11 @@ mod kind {
     pub const OTHER: u8 = 13;
     pub const CHAIN: u8 = 14;
     pub const AHEAD: u8 = 15;
+
+    /// As a whole byte: a new call chain.
+    pub const FRAMES: u8 = CHAIN | super::flag::VCPU;
+    /// As a whole byte: a run.
+    pub const RUN: u8 = AHEAD | super::flag::VCPU;
 }
 
 /// Kinds behind [`kind::OTHER`].
@@ -70,19 +78,43 @@ struct Before {
     address: u64,
     /// By vCPU.
     rips: Box<[u64; 256]>,
+    /// The accesses before.
+    history: History,
 }
 
 impl Before {
     fn start() -> Self {
-        Self { vcpu: 0, instruction: 0, ahead: 0, chain: 0, address: 0, rips: Box::new([0; 256]) }
+        let (rips, history) = (Box::new([0; 256]), History::new());
+        Self { vcpu: 0, instruction: 0, ahead: 0, chain: 0, address: 0, rips, history }
     }
+
+    /// A run is over: the last of its accesses is the event before.
+    fn catch_up(&mut self) {
+        let Some(last) = self.history.last() else { return };
+        (self.vcpu, self.instruction, self.ahead, self.chain) =
+            (last.vcpu, last.instruction, last.ahead, last.chain);
+        self.rips[usize::from(last.vcpu)] = last.rip;
+        self.address = last.end().unwrap_or(self.address);
+    }
+}
+
+/// A run that is not over, and how many accesses it has: so far, or yet to be read.
+#[derive(Debug, Clone, Copy)]
+struct Run {
+    of: Loop,
+    count: u64,
 }
 
 /// Codes events into a chunk.
 #[derive(Debug)]
 pub struct Encoder {
-    pub bytes: Vec<u8>,
+    bytes: Vec<u8>,
     before: Before,
+    /// The loop that the last access may belong to.
+    guess: Option<Loop>,
+    run: Option<Run>,
+    /// What the run's accesses have stored.
+    stored: Vec<u8>,
 }
 
 /// What comes before an event's own bytes: at most seven numbers and four bytes.
@@ -146,7 +178,7 @@ fn of(event: &Kind<'_>) -> (u8, Option<(u64, u64)>) {
                 FlushKind::Clwb => kind::CLWB,
             };
             // Lines are flushed one after the other.
-            (kind, Some((address, nvdimm_model::geometry::LINE)))
+            (kind, Some((address, LINE)))
         }
         Kind::Load { address, len } => (kind::LOAD, Some((address, len.into()))),
         Kind::Fence(_) => (kind::FENCE, None),
@@ -160,17 +192,66 @@ fn of(event: &Kind<'_>) -> (u8, Option<(u64, u64)>) {
 
 impl Encoder {
     pub fn new() -> Self {
-        Self { bytes: Vec::new(), before: Before::start() }
+        let (bytes, stored) = (Vec::new(), Vec::new());
+        Self { bytes, before: Before::start(), guess: None, run: None, stored }
     }
 
-    /// Gives the coded events and begins anew.
-    pub fn take(&mut self) -> Vec<u8> {
+    /// Gives the coded events and begins anew, in this room.
+    pub fn take(&mut self, room: Vec<u8>) -> Vec<u8> {
+        self.end_run();
         self.before = Before::start();
-        std::mem::take(&mut self.bytes)
+        self.guess = None;
+        std::mem::replace(&mut self.bytes, room)
+    }
+
+    /// Bytes so far, as good as.
+    pub fn len(&self) -> usize {
+        self.bytes.len() + self.stored.len()
     }
 
     /// Appends an event. The caller has seen to it that data and names are not too long.
+    #[inline]
     pub fn event(&mut self, event: &Event<'_>) {
+        let access = Access::of(event);
+        let of = self.run.as_ref().map(|run| run.of).or(self.guess);
+        if let (Some((access, data)), Some(of)) = (access, of)
+            && self.before.history.next(of) == access
+        {
+            match &mut self.run {
+                Some(run) => run.count += 1,
+                None => self.run = Some(Run { of, count: 1 }),
+            }
+            self.before.history.push(access);
+            match <[u8; 8]>::try_from(data) {
+                Ok(word) => self.stored.extend(word),
+                Err(_) => self.stored.extend_from_slice(data),
+            }
+            if self.run.is_some_and(|run| run.count == COUNT) {
+                self.end_run();
+            }
+            return;
+        }
+        self.end_run();
+        self.single(event);
+        if let Some((access, _)) = access {
+            self.guess = self.before.history.guess(&access);
+            self.before.history.push(access);
+        }
+    }
+
+    /// What was in a run is told.
+    fn end_run(&mut self) {
+        let Some(Run { of: Loop { period, address, instructions }, count }) = self.run.take() else { return };
+        self.bytes.extend([kind::RUN, period as u8]);
+        self.difference(address, 0);
+        self.difference(instructions, 0);
+        self.number(count);
+        self.bytes.append(&mut self.stored);
+        self.before.catch_up();
+    }
+
+    /// An event by itself.
+    fn single(&mut self, event: &Event<'_>) {
         let mut head = Head::default();
         let before = &mut self.before;
         let ahead = event.time.wrapping_sub(event.instruction);
@@ -253,7 +334,8 @@ impl Encoder {
 
     /// Appends a new call chain; its number is that of the chains before it, and one.
     pub fn chain(&mut self, frames: &[u64]) {
-        self.bytes.push(kind::CHAIN | flag::VCPU);
+        self.end_run();
+        self.bytes.push(kind::FRAMES);
         self.number(frames.len() as u64);
         let mut before = 0;
         for &frame in frames {
@@ -286,6 +368,7 @@ pub struct Decoder {
     bytes: Vec<u8>,
     at: usize,
     before: Before,
+    run: Option<Run>,
 }
 
 /// A chunk's bytes are no events.
@@ -296,11 +379,14 @@ type Decoded<T> = Result<T, Nonsense>;
 
 impl Decoder {
     pub fn new(bytes: Vec<u8>) -> Self {
-        Self { bytes, at: 0, before: Before::start() }
+        Self { bytes, at: 0, before: Before::start(), run: None }
     }
 
     /// Takes what holds for the next events; new chains go to `chains`. Gives whether an event follows.
     pub fn settle(&mut self, chains: &mut Vec<Box<[u64]>>) -> Decoded<bool> {
+        if self.run.is_some() {
+            return Ok(true);
+        }
         while let Some(&first) = self.bytes.get(self.at) {
             match first {
                 kind::CHAIN => {
@@ -315,14 +401,40 @@ impl Decoder {
                     self.at += 1;
                     self.before.ahead = self.difference(self.before.ahead)?;
                 }
-                first if first == kind::CHAIN | flag::VCPU => {
+                kind::FRAMES => {
                     self.at += 1;
                     chains.push(self.frames()?);
+                }
+                kind::RUN => {
+                    self.at += 1;
+                    self.run = Some(self.run()?);
+                    return Ok(true);
                 }
                 _ => return Ok(true),
             }
         }
         Ok(false)
+    }
+
+    fn run(&mut self) -> Decoded<Run> {
+        let period = usize::from(self.byte()?);
+        let of = Loop { period, address: self.difference(0)?, instructions: self.difference(0)? };
+        let count = self.number()?;
+        let known = self.before.history.len();
+        let makes_sense = (1..=known).contains(&period) && (1..=COUNT).contains(&count);
+        makes_sense.then_some(Run { of, count }).ok_or(Nonsense)
+    }
+
+    /// The next event of a run.
+    fn repeated(&mut self, Run { of, count }: Run) -> Decoded<Event<'_>> {
+        let access = self.before.history.next(of);
+        let (start, end) = self.bounds(access.len)?;
+        self.before.history.push(access);
+        self.run = (count > 1).then_some(Run { of, count: count - 1 });
+        if self.run.is_none() {
+            self.before.catch_up();
+        }
+        Ok(access.event(&self.bytes[start..end]))
     }
 
     fn frames(&mut self) -> Decoded<Box<[u64]>> {
@@ -342,6 +454,9 @@ impl Decoder {
 
     /// The event that [`Decoder::settle`] has announced.
     pub fn event(&mut self) -> Decoded<Event<'_>> {
+        if let Some(run) = self.run {
+            return self.repeated(run);
+        }
         let first = self.byte()?;
         let has = |flag: u8| first & flag != 0;
         let vcpu = if has(flag::VCPU) { self.before.vcpu } else { self.byte()? };
@@ -360,6 +475,13 @@ impl Decoder {
         Ok(Event { vcpu, instruction, time, rip, chain, kind })
     }
 
+    /// The event being read is an access: loops are made of it.
+    fn remember(&mut self, deed: Deed, address: u64, len: usize) {
+        let Before { vcpu, instruction, ahead, chain, .. } = self.before;
+        let rip = self.before.rips[usize::from(vcpu)];
+        self.before.history.push(Access { rip, instruction, ahead, address, len, chain, vcpu, deed });
+    }
+
     fn kind(&mut self, kind: u8, same_address: bool) -> Decoded<Kind<'_>> {
         if kind <= kind::CLWB || kind == kind::LOAD {
             let address =
@@ -368,8 +490,9 @@ impl Decoder {
         }
         Ok(match kind {
             kind::FENCE => {
-                let fence = self.byte()?;
-                Kind::Fence(*FENCES.get(usize::from(fence)).ok_or(Nonsense)?)
+                let fence = *FENCES.get(usize::from(self.byte()?)).ok_or(Nonsense)?;
+                self.remember(Deed::Fence(fence), 0, 0);
+                Kind::Fence(fence)
             }
             kind::HINT => Kind::Hint { dimm: self.byte()? },
             kind::MARK => Kind::Mark(std::str::from_utf8(self.data()?).map_err(|_| Nonsense)?),
@@ -394,20 +517,21 @@ impl Decoder {
 
     /// A kind that has an address.
     fn access(&mut self, kind: u8, address: u64) -> Decoded<Kind<'_>> {
-        let flush = |kind| Kind::Flush { address, kind };
-        let (flushed, len) = match kind {
-            kind::CLFLUSH => (Some(flush(FlushKind::Clflush)), nvdimm_model::geometry::LINE),
-            kind::CLFLUSHOPT => (Some(flush(FlushKind::Clflushopt)), nvdimm_model::geometry::LINE),
-            kind::CLWB => (Some(flush(FlushKind::Clwb)), nvdimm_model::geometry::LINE),
-            kind::LOAD => {
-                let len = u32::try_from(self.number()?).map_err(|_| Nonsense)?;
-                (Some(Kind::Load { address, len }), len.into())
-            }
-            _ => (None, 0),
+        let flushes = match kind {
+            kind::CLFLUSH => Some(FlushKind::Clflush),
+            kind::CLFLUSHOPT => Some(FlushKind::Clflushopt),
+            kind::CLWB => Some(FlushKind::Clwb),
+            _ => None,
         };
-        if let Some(flushed) = flushed {
-            self.before.address = address.wrapping_add(len);
-            return Ok(flushed);
+        if let Some(kind) = flushes {
+            self.before.address = address.wrapping_add(LINE);
+            self.remember(Deed::Flush(kind), address, 0);
+            return Ok(Kind::Flush { address, kind });
+        }
+        if kind == kind::LOAD {
+            let len = u32::try_from(self.number()?).map_err(|_| Nonsense)?;
+            self.before.address = address.wrapping_add(len.into());
+            return Ok(Kind::Load { address, len });
         }
         let kind = match kind {
             kind::CACHED => StoreKind::Cached,
@@ -419,6 +543,7 @@ impl Decoder {
         };
         let (start, end) = self.stretch()?;
         self.before.address = address.wrapping_add((end - start) as u64);
+        self.remember(Deed::Store(kind), address, end - start);
         Ok(Kind::Store { address, data: &self.bytes[start..end], kind })
     }
 
@@ -430,6 +555,11 @@ impl Decoder {
     /// Where the data lie that come next.
     fn stretch(&mut self) -> Decoded<(usize, usize)> {
         let len = usize::try_from(self.number()?).map_err(|_| Nonsense)?;
+        self.bounds(len)
+    }
+
+    /// Where the next `len` bytes lie.
+    fn bounds(&mut self, len: usize) -> Decoded<(usize, usize)> {
         let start = self.at;
         let end = start.checked_add(len).filter(|&end| end <= self.bytes.len()).ok_or(Nonsense)?;
         self.at = end;

@@ -9,7 +9,7 @@
 //! | `B` | blocks | the DIMMs' files at the start: each block of 4 KiB that is not zero |
 //! | `S` | start | the hash of each DIMM's file at the start |
 //! | `N` | names | what code at some addresses is called: `(address, name)`, before the events that lead there |
-//! | `E` | events | see [`Event`]; coded by difference to the one before, anew in each chunk |
+//! | `E` | events | see [`Event`]; coded by difference to the one before or as what a loop foretells, anew in each chunk |
 //! | `Z` | [`End`] | totals; a file without it was cut short |
 //!
 //! So a trace needs no other file, can be written and read as a stream of any length, and one that is cut short or damaged
@@ -29,6 +29,7 @@ mod header;
 mod press;
 mod read;
 mod replay;
+mod run;
 #[cfg(test)]
 mod tests;
 mod when;
@@ -57,7 +58,7 @@ pub const BLOCK: usize = 4096;
 /// Bytes of what a DIMM says of itself ([`Area::State`]); it is recorded without the zeroes at its end.
 pub const STATE: usize = 32 << 10;
 /// The format that this crate writes and reads.
-pub const FORMAT: u32 = 2;
+pub const FORMAT: u32 = 3;
 /// A frame of a call chain that is no more than likely has this bit the other way round: an address of which bits 62 and 63
 /// differ is none that a processor takes.
 pub const GUESS: u64 = 1 << 62;

@@ -123,6 +123,36 @@ fn owned() -> impl Strategy<Value = Owned> {
         .prop_map(|(at, kind, address, number, data)| Owned { at, kind, address, number, data })
 }
 
+/// Rounds of a loop, with now and then an access that it does not foretell.
+fn rounds() -> impl Strategy<Value = Vec<Owned>> {
+    let strides = (0u64..5000, prop_oneof![Just(64), Just(8u64.wrapping_neg()), any::<u64>()]);
+    let broken = prop::collection::vec(any::<prop::sample::Index>(), 0..4);
+    (prop::collection::vec(owned(), 1..20), 1usize..40, strides, broken).prop_map(
+        |(round, count, (instructions, addresses), broken)| {
+            let again = |owned: &Owned, n: u64| {
+                let mut owned = owned.clone();
+                owned.at.1 += n * instructions;
+                owned.at.2 += n * instructions;
+                owned.address = owned.address.wrapping_add(n.wrapping_mul(addresses));
+                owned.data.iter_mut().for_each(|byte| *byte ^= n as u8);
+                owned
+            };
+            let mut all: Vec<_> =
+                (0..count as u64).flat_map(|n| round.iter().map(move |owned| again(owned, n))).collect();
+            for (n, index) in broken.iter().enumerate() {
+                let at = index.index(all.len());
+                match n {
+                    0 => all[at].address ^= 1,
+                    1 => all[at].at.1 += 1,
+                    2 => all[at].data.push(9),
+                    _ => all[at].kind ^= 1,
+                }
+            }
+            all
+        },
+    )
+}
+
 const CHAINS: usize = 3;
 
 fn chains() -> Vec<Vec<u64>> {
@@ -143,6 +173,15 @@ proptest! {
         prop_assert_eq!(found, expected);
         // Even where no event resembles the one before: two changes of place more than a real run has.
         prop_assert!(coded - data <= 60 + 36 * events.len() as u64);
+    }
+
+    #[test]
+    fn loops_are_read_as_they_were(loops in prop::collection::vec(rounds(), 1..4)) {
+        let events = loops.concat();
+        let (bytes, _) = write(&events, &chains(), &[]);
+        let (found, stopped) = read(&bytes);
+        prop_assert!(stopped.is_none(), "{stopped:?}");
+        prop_assert_eq!(found, events.iter().map(|e| format!("{:?}", e.event())).collect::<Vec<_>>());
     }
 
     #[test]
@@ -227,11 +266,34 @@ fn a_run_of_stores_is_small() {
     assert!(coded - data <= 3 * events.len() as u64, "{} bytes", (coded - data) as f64 / 1e5);
 }
 
+/// A copy by four stores and a flush a round, and a mark now and then.
 #[test]
-fn chains_are_kept_once() {
+fn a_loop_is_its_bytes() {
+    let access = |n: u64| {
+        let (round, part) = (n / 5, n % 5);
+        let kind = if n % 100_000 == 99_999 { 16 } else { [2, 2, 2, 2, 8][part as usize] };
+        Owned {
+            at: (0, 12 * round + part, 12 * round + part + 99, 0xffff_ffff_8100_0000 + 4 * part, 2),
+            kind,
+            address: (1 << 32) + 32 * round + 8 * part,
+            number: 0,
+            data: if part == 4 { Vec::new() } else { (n * n).to_le_bytes().to_vec() },
+        }
+    };
+    let events: Vec<_> = (0..300_000).map(access).collect();
+    let (bytes, (coded, data)) = write(&events, &chains(), &[]);
+    assert!(coded - data < 4000, "{} bytes", coded - data);
+    let (found, stopped) = read(&bytes);
+    assert!(stopped.is_none());
+    assert!(found.iter().zip(&events).all(|(found, event)| *found == format!("{:?}", event.event())));
+    assert_eq!(found.len(), events.len());
+}
+
+#[test]
+fn chains_have_numbers() {
     let mut writer = Writer::new(Vec::new(), &header()).unwrap();
-    let numbers = [&[1, 2][..], &[3], &[1, 2], &[]].map(|frames| writer.chain(frames).unwrap());
-    assert_eq!(numbers, [1, 2, 1, 3]);
+    let numbers = [&[1, 2][..], &[3], &[]].map(|frames| writer.chain(frames).unwrap());
+    assert_eq!(numbers, [1, 2, 3]);
     let event = Event { vcpu: 0, instruction: 0, time: 0, rip: 0, chain: 2, kind: Kind::Mark("m") };
     writer.event(&event).unwrap();
     assert!(matches!(
@@ -250,8 +312,6 @@ fn names_come_before_the_events_that_lead_there() {
     let mut writer = Writer::new(Vec::new(), &header()).unwrap();
     let kind = Kind::Fence(FenceKind::Sfence);
     writer.name(0x10, "first+0x1 [module]".to_owned());
-    writer.name(0x10, "another".to_owned());
-    assert!(writer.is_named(0x10) && !writer.is_named(0x20));
     let event = |rip| Event { vcpu: 0, instruction: 1, time: 1, rip, chain: 0, kind };
     writer.event(&event(0x10)).unwrap();
     writer.flush().unwrap();

@@ -1,6 +1,5 @@
 //! Writing a trace.
 
-use std::collections::{HashMap, HashSet};
 use std::io::Write;
 
 use crate::chunk::{self, tag};
@@ -21,8 +20,10 @@ pub struct Writer<W: Write + Send + 'static> {
     /// The start is written: events may follow.
     started: bool,
     encoder: Encoder,
-    chains: HashMap<Box<[u64]>, u32>,
-    named: HashSet<u64>,
+    /// For the next chunk.
+    room: Vec<u8>,
+    /// Call chains so far.
+    chains: u32,
     /// Names that wait for their chunk.
     names: Vec<(u64, String)>,
     /// Bytes of the coded events before compression, and of the data in them.
@@ -44,8 +45,8 @@ impl<W: Write + Send + 'static> Writer<W> {
             hashes: vec![blake3::Hasher::new(); header.dimms.len()],
             started: false,
             encoder: Encoder::new(),
-            chains: HashMap::new(),
-            named: HashSet::new(),
+            room: Vec::new(),
+            chains: 0,
             names: Vec::new(),
             coded: 0,
             data: 0,
@@ -95,36 +96,24 @@ impl<W: Write + Send + 'static> Writer<W> {
         self.record(tag::START, &hashes)
     }
 
-    /// The number of a call chain: return addresses, the innermost first. It is written the first time.
+    /// A call chain: return addresses, the innermost first. Gives its number: chains are counted from 1.
     ///
     /// # Errors
     /// [`Error::Io`]; [`Error::TooLarge`] for a chain of more than 4096 frames.
     pub fn chain(&mut self, frames: &[u64]) -> Result<u32> {
-        if let Some(&number) = self.chains.get(frames) {
-            return Ok(number);
-        }
         if frames.len() > 4096 {
             return Err(Error::TooLarge { what: "A call chain of more than 4096 frames" });
         }
         self.start()?;
-        let number = self.chains.len() as u32 + 1;
-        self.chains.insert(frames.into(), number);
+        self.chains += 1;
         self.encoder.chain(frames);
         self.break_chunk()?;
-        Ok(number)
+        Ok(self.chains)
     }
 
-    /// What code at an address is called. Only the first name of an address counts: see [`Writer::is_named`].
+    /// What code at an address is called, from the chunk on that is being filled. An address has one name.
     pub fn name(&mut self, address: u64, name: String) {
-        if self.named.insert(address) {
-            self.names.push((address, name));
-        }
-    }
-
-    /// Whether an address has been given a name.
-    #[must_use]
-    pub fn is_named(&self, address: u64) -> bool {
-        self.named.contains(&address)
+        self.names.push((address, name));
     }
 
     /// The next event.
@@ -144,7 +133,7 @@ impl<W: Write + Send + 'static> Writer<W> {
             Kind::Mark(name) => name.len(),
             _ => 0,
         };
-        if event.chain as usize > self.chains.len() {
+        if event.chain > self.chains {
             return Err(Error::TooLarge { what: "An event with an unknown call chain" });
         }
         self.start()?;
@@ -155,7 +144,7 @@ impl<W: Write + Send + 'static> Writer<W> {
     }
 
     fn break_chunk(&mut self) -> Result<()> {
-        if self.encoder.bytes.len() >= chunk::FULL { self.end_chunk() } else { Ok(()) }
+        if self.encoder.len() >= chunk::FULL { self.end_chunk() } else { Ok(()) }
     }
 
     /// What waits becomes chunks.
@@ -165,10 +154,10 @@ impl<W: Write + Send + 'static> Writer<W> {
             self.start()?;
             self.record(tag::NAMES, &names)?;
         }
-        let events = self.encoder.take();
+        let events = self.encoder.take(std::mem::take(&mut self.room));
         if !events.is_empty() {
             self.coded += events.len() as u64;
-            self.encoder.bytes = self.press.chunk(tag::EVENTS, events)?;
+            self.room = self.press.chunk(tag::EVENTS, events)?;
         }
         Ok(())
     }
@@ -210,7 +199,7 @@ impl<W: Write + Send + 'static> Writer<W> {
     /// Bytes that all events so far took before compression, and how many of them are their data.
     #[must_use]
     pub fn coded(&self) -> (u64, u64) {
-        (self.coded + self.encoder.bytes.len() as u64, self.data)
+        (self.coded + self.encoder.len() as u64, self.data)
     }
 
     fn record(&mut self, tag: u8, record: &impl serde::Serialize) -> Result<()> {
