@@ -174,12 +174,13 @@ pub fn prepare(i: &Instruction, state: &mut State, memory: &mut [u8; SCRATCH_LEN
     }
 }
 
-/// Clears what CPUs differ in: the data pointer that newer ones keep only at exceptions, whether an MMX store has touched
-/// the tags when it faults; and on those of other vendors all x87 pointers, the fault's address in an operand of several
+/// Clears what CPUs differ in: the data pointer that newer ones keep only at exceptions, the bits of the instruction pointer
+/// that only those with five-level paging keep, whether an MMX store has touched the tags when it faults; and on those of other vendors all x87 pointers, the fault's address in an operand of several
 /// parts, and approximations.
 pub fn settle(i: &Instruction, before: &State, outcome: &mut Outcome) {
     let fx = &mut outcome.state.fx;
     fx[at::FDP..at::MXCSR].copy_from_slice(&before.fx[at::FDP..at::MXCSR]);
+    fx[at::FIP + 6..at::FDP].fill(0);
     fx[at::MXCSR_MASK..at::ST].copy_from_slice(&0xFFFF_u32.to_le_bytes());
     fx[at::END..].fill(0);
     if outcome.fault.is_some_and(|fault| matches!(fault.vector, 12..=14)) && !is_x87(i) {
