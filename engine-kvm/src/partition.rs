@@ -5,7 +5,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use engine::cpuid::{CpuModel, CpuidEntry, CpuidTable};
-use engine::event::{Event, MemoryEvents};
+use engine::event::MemoryEvents;
+use engine::log::Log;
 use engine::place::Place;
 use engine::{Built, Error, GuestMemory, Msi, Partition, PartitionSpec, Result, Seat, VcpuId};
 use kvm_bindings::{
@@ -241,8 +242,8 @@ impl MemoryEvents for KvmPartition {
         self.events.stop_at(number);
     }
 
-    fn drain(&self, sink: &mut dyn FnMut(&Event)) {
-        self.events.drain(sink);
+    fn drain(&self, log: &mut Log) {
+        self.events.drain(log);
     }
 }
 

@@ -4,11 +4,11 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use engine::event::{Event, MemoryEvents};
+use engine::event::MemoryEvents;
+use engine::log::Log;
 use engine::place::Place;
 use engine::{Partition, VcpuId};
 
-use crate::log::Log;
 use crate::partition::Common;
 use crate::shared::{LOG_CAPACITY, Shared, Watch};
 
@@ -83,16 +83,9 @@ impl MemoryEvents for Common {
         let _ = Partition::stop_at(self, number);
     }
 
-    fn drain(&self, sink: &mut dyn FnMut(&Event)) {
-        let lock = || self.events.log.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut events = std::mem::take(&mut *lock());
-        events.iter().for_each(sink);
-        // Its room is wanted again.
-        events.clear();
-        let mut log = lock();
-        if log.is_empty() {
-            *log = events;
-        }
+    fn drain(&self, log: &mut Log) {
+        log.clear();
+        std::mem::swap(&mut *self.events.log.lock().unwrap_or_else(PoisonError::into_inner), log);
     }
 }
 

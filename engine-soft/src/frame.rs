@@ -42,6 +42,28 @@ pub(crate) struct Jumps {
     pub(crate) code: [u64; SLOTS],
 }
 
+/// Entries of [`Frame::sites`].
+pub(crate) const QUICK: usize = 256;
+
+/// A site in a page, of which an event was logged and the next ones may be: what they have in common, and by what they are known.
+#[repr(C, align(64))]
+pub(crate) struct Quick {
+    /// The site's number and one.
+    pub(crate) key: u32,
+    /// What [`engine::log::Short::at`] is at the begin of the page.
+    pub(crate) at: u32,
+    /// The value of [`Frame::unchanged`].
+    pub(crate) unchanged: u64,
+    /// RSP, RBP.
+    pub(crate) stack: [u64; 2],
+    /// What makes an offset in the page of a linear address.
+    pub(crate) page: u64,
+    /// The last offset at which the access is within the page.
+    pub(crate) limit: u64,
+    /// Host address minus linear address.
+    pub(crate) addend: u64,
+}
+
 /// Values of [`Frame::stack`].
 #[derive(Debug)]
 pub(crate) struct Stack;
@@ -91,11 +113,18 @@ pub(crate) struct Frame {
     /// Not zero: AVX instructions fault, or may.
     pub(crate) no_wide: u64,
     /// For a call that keeps all registers.
-    pub(crate) kept: u64,
+    pub(crate) kept: [u64; 2],
+    /// The log's room that translated code may fill: its begin, what comes next, its end.
+    pub(crate) log: [u64; 3],
+    /// The site that logs, and what it stores.
+    pub(crate) site: u64,
+    pub(crate) value: u64,
     /// Supervisor, user.
     pub(crate) halves: [Half; 2],
     /// Supervisor, user.
     pub(crate) jumps: [Jumps; 2],
+    /// Sites that translated code logs by itself, by their low bits.
+    pub(crate) sites: [Quick; QUICK],
 }
 
 impl Frame {

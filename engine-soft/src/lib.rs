@@ -17,7 +17,6 @@ pub mod insn;
 mod interrupt;
 pub mod lapic;
 pub mod lockstep;
-pub mod log;
 pub mod mem;
 pub mod mmu;
 mod msr;

@@ -3,13 +3,13 @@
 use std::ops::Range;
 
 use engine::VcpuId;
-use engine::event::{EventKind, FenceKind, StoreKind};
+use engine::event::{Event, EventKind, FenceKind, StoreKind};
+use engine::log::{Deed, Log, Origin, Short, WINDOW};
 use engine::place::{Place, Places};
 
 use crate::block::Blocks;
 use crate::clock::Clock;
 use crate::lapic::Message;
-use crate::log::{Log, Origin};
 use crate::ram::Ram;
 
 /// Memory, what is known about it, and the log of what is done to it.
@@ -90,7 +90,7 @@ pub struct Actor {
 }
 
 /// Events that the log takes before the machine is asked to drain it.
-pub const LOG_CAPACITY: usize = 1 << 11;
+pub const LOG_CAPACITY: usize = 1 << 13;
 
 impl Shared {
     /// The page at this guest-physical address holds decoded code.
@@ -157,23 +157,47 @@ impl Shared {
     /// touched in any other way.
     #[inline]
     pub fn settle(&mut self) {
-        if std::mem::take(&mut self.ahead)
-            && let Some((addr, bytes)) = self.log.last_store()
-        {
-            self.ram.read(addr, bytes);
+        if std::mem::take(&mut self.ahead) {
+            self.log.complete(|addr, bytes| {
+                self.ram.read(addr, bytes);
+            });
         }
+    }
+
+    /// The last event waits for its bytes.
+    #[must_use]
+    pub fn is_ahead(&self) -> bool {
+        self.ahead
     }
 
     /// Logs a store within a page that is about to be made.
     #[inline]
     pub fn record_ahead(&mut self, actor: Actor, addr: u64, len: u8, kind: StoreKind) {
+        self.record(actor, EventKind::Store { addr, data: [0; 64], len, kind });
+        self.ahead = true;
+    }
+
+    /// Logs a short event of translated code, of which it may log more by itself: gives the event. `left` is what that code has
+    /// left of its budget. `None`, and nothing is logged, where the log can have no more of a new origin.
+    pub fn record_short(
+        &mut self,
+        actor: Actor,
+        place: u32,
+        deed: Deed,
+        (address, data): (u64, u64),
+        left: u32,
+    ) -> Option<Short> {
         self.settle();
-        if kind == StoreKind::NonTemporal {
+        let Actor { vcpu, rip, instruction } = actor;
+        let ahead = self.clock.now(instruction).wrapping_sub(instruction);
+        let (base, window) = (instruction.wrapping_add(left.into()), address & !(WINDOW - 1));
+        let origin = self.log.origin(Origin { vcpu, rip, place, deed, ahead, base, window })?;
+        if !matches!(deed, Deed::Store(_, StoreKind::Cached | StoreKind::Locked)) {
             self.unfenced |= bit(actor.vcpu);
         }
-        let origin = self.origin(actor);
-        self.log.push_store(origin, addr, len, kind);
-        self.ahead = true;
+        let short = Short::new(origin, address, data, left);
+        self.log.push_short(short);
+        Some(short)
     }
 
     /// Logs; a fence only if it is one for its own sake or has something to order.
@@ -194,15 +218,9 @@ impl Shared {
             EventKind::Fence { .. } => self.unfenced &= !own,
             EventKind::Store { .. } | EventKind::Load { .. } => {}
         }
-        let origin = self.origin(actor);
-        self.log.push(origin, kind);
-    }
-
-    #[inline]
-    fn origin(&self, actor: Actor) -> Origin {
         let Actor { vcpu, rip, instruction } = actor;
         let place = self.here.filter(|_| self.is_here(actor)).map_or(0, |here| here.place);
-        Origin { vcpu, rip, instruction, time: self.clock.now(instruction), place }
+        self.log.push(Event { vcpu, rip, instruction, time: self.clock.now(instruction), place, kind });
     }
 
     /// Logs a store of at most 64 bytes.

@@ -4,6 +4,7 @@
 use std::ops::Range;
 
 use crate::VcpuId;
+use crate::log::Log;
 use crate::place::Place;
 
 /// How a store reaches memory.
@@ -126,6 +127,6 @@ pub trait MemoryEvents {
     /// never). It is the same limit as [`crate::Partition::stop_at`]'s, where the engine counts all instructions.
     fn stop_at(&self, number: Option<u64>);
 
-    /// Takes all events so far, oldest first.
-    fn drain(&self, sink: &mut dyn FnMut(&Event));
+    /// Puts all events so far into a log, in place of what it has. Its room is used for those to come.
+    fn drain(&self, log: &mut Log);
 }

@@ -16,6 +16,7 @@ pub mod debug;
 mod error;
 pub mod event;
 mod exit;
+pub mod log;
 pub mod msr;
 mod partition;
 pub mod place;

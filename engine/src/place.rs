@@ -151,13 +151,21 @@ impl Places {
         }
     }
 
-    /// The number of the place where an instruction was last vouched for, if it is there again and that still holds.
+    /// The place where an instruction was last vouched for, if it is there again and that still holds.
     #[inline]
     #[must_use]
-    pub fn recall(&self, rip: u64, gpr: &[u64], now: u64) -> Option<u32> {
+    pub fn recall(&self, rip: u64, gpr: &[u64], now: u64) -> Option<Found> {
         let id = self.recent.get(recent(rip))?.get();
         let known = self.known.get(id as usize)?;
-        (known.is_vouched(now) && known.trail.is_at(rip, gpr)).then_some(known.number)
+        (known.is_vouched(now) && known.trail.is_at(rip, gpr)).then_some(Found { id, number: known.number })
+    }
+
+    /// The place that was found is known by no other registers than these.
+    #[must_use]
+    pub fn is_told_by(&self, found: Found, registers: &[u8]) -> bool {
+        self.known
+            .get(found.id as usize)
+            .is_some_and(|known| known.trail.registers.iter().all(|(n, _)| registers.contains(n)))
     }
 }
 
@@ -230,7 +238,8 @@ mod tests {
         let found = places.find(5, &gpr, 3, look).unwrap();
         assert_eq!(places.recall(5, &gpr, 3), None);
         places.vouch(found, 3);
-        assert_eq!(places.recall(5, &gpr, 3), Some(1));
+        assert_eq!(places.recall(5, &gpr, 3), Some(found));
+        assert!(places.is_told_by(found, &[5, 4]) && !places.is_told_by(found, &[4]));
         assert_eq!(places.find(5, &gpr, 3, |_, _| panic!("looked")), Some(found));
         // Memory may have changed, nobody knows, another register, another instruction, another place.
         assert_eq!(places.recall(5, &gpr, 4), None);

@@ -239,6 +239,34 @@ impl Encoder {
         }
     }
 
+    /// So many accesses that are what a loop foretells, with their bytes. Gives whether there are such.
+    pub fn rounds(&mut self, of: Loop, count: u64, bytes: &[u8]) -> bool {
+        let history = &mut self.before.history;
+        let known = (1..=history.len()).contains(&of.period);
+        if !known || history.bytes(of, count) != bytes.len() as u64 {
+            return false;
+        }
+        let (mut left, mut bytes) = (count, bytes);
+        while left > 0 {
+            if self.run.is_none_or(|run| run.of != of) {
+                self.end_run();
+            }
+            let run = self.run.get_or_insert(Run { of, count: 0 });
+            let part = left.min(COUNT - run.count);
+            run.count += part;
+            let full = run.count == COUNT;
+            let history = &mut self.before.history;
+            let (stored, rest) = bytes.split_at(history.bytes(of, part) as usize);
+            self.stored.extend_from_slice(stored);
+            history.advance(of, part);
+            (left, bytes) = (left - part, rest);
+            if full {
+                self.end_run();
+            }
+        }
+        true
+    }
+
     /// What was in a run is told.
     fn end_run(&mut self) {
         let Some(Run { of: Loop { period, address, instructions }, count }) = self.run.take() else { return };

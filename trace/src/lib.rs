@@ -33,6 +33,7 @@ mod run;
 #[cfg(test)]
 mod tests;
 mod when;
+mod worker;
 mod write;
 
 /// A frame's address, and whether it is no more than likely ([`GUESS`]).
@@ -50,7 +51,9 @@ pub use header::{DimmHeader, End, Header, ZoneHeader};
 pub use nvdimm_model::medium;
 pub use read::Reader;
 pub use replay::{Reached, Replay};
+pub use run::Loop;
 pub use when::{Cutter, Due, Moment, Verdict, When};
+pub use worker::Worker;
 pub use write::Writer;
 
 /// Bytes of a block of a DIMM's file.

@@ -1,15 +1,16 @@
 //! Where chunks are compressed, summed up and written: on a thread of its own, beside whoever makes the events.
 
 use std::io::Write;
-use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
-use std::thread::JoinHandle;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
+use crate::worker::Worker;
 use crate::{Error, Result, chunk};
 
 /// Chunks that may wait.
 const WAITING: usize = 8;
 
 /// What is to be done.
+#[derive(Debug)]
 enum Job {
     /// To be written as it is.
     Plain(Vec<u8>),
@@ -21,20 +22,13 @@ enum Job {
 
 /// Writes chunks in their order. What goes wrong is told by the next call, or the one after.
 #[derive(Debug)]
-pub struct Press<W> {
-    jobs: Option<SyncSender<Job>>,
-    /// Room for payloads, to be used again.
-    used: Receiver<Vec<u8>>,
-    thread: Option<JoinHandle<Result<W>>>,
-}
+pub struct Press<W>(Worker<Job, Vec<u8>, W>);
 
 impl<W: Write + Send + 'static> Press<W> {
     /// # Errors
     /// [`Error::Io`] where there is no thread to be had.
     pub fn new(to: W) -> Result<Self> {
-        let (jobs, todo) = sync_channel(WAITING);
-        let (done, used) = channel();
-        let work = move || {
+        let worker = Worker::new("trace", WAITING, |todo: Receiver<Job>, done| {
             let mut plate = Plate { to, offset: 0, chunks: 0, sealed: Vec::new() };
             for job in todo {
                 let mut room = plate.press(job)?;
@@ -43,72 +37,35 @@ impl<W: Write + Send + 'static> Press<W> {
                 let _ = done.send(room);
             }
             Ok(plate.to)
-        };
-        let thread = std::thread::Builder::new().name("trace".to_owned()).spawn(work);
-        let thread = thread.map_err(|source| Error::Io { offset: 0, source })?;
-        Ok(Self { jobs: Some(jobs), used, thread: Some(thread) })
+        });
+        Ok(Self(worker?))
     }
 
     /// Bytes to be written as they are.
     pub fn plain(&mut self, bytes: &[u8]) -> Result<()> {
-        self.give(Job::Plain(bytes.to_vec()))
+        self.0.give(Job::Plain(bytes.to_vec()))
     }
 
     /// A payload to be sealed; gives room for another one.
     pub fn chunk(&mut self, tag: u8, payload: Vec<u8>) -> Result<Vec<u8>> {
-        self.give(Job::Chunk(tag, payload))?;
-        Ok(self.used.try_recv().unwrap_or_default())
+        self.0.give(Job::Chunk(tag, payload))?;
+        Ok(self.0.used().unwrap_or_default())
     }
 
     /// Waits until all is written, and tells how much that is.
     pub fn flush(&mut self) -> Result<u64> {
         let (told, heard) = sync_channel(1);
-        self.give(Job::Flush(told))?;
+        self.0.give(Job::Flush(told))?;
         match heard.recv() {
             Ok(offset) => Ok(offset),
-            Err(_) => Err(self.failed()),
+            Err(_) => Err(self.0.failed()),
         }
     }
 
     /// Ends, and gives back what was written to.
-    pub fn finish(mut self) -> Result<W> {
-        self.jobs = None;
-        match self.thread.take().map(JoinHandle::join) {
-            Some(Ok(done)) => done,
-            _ => Err(lost()),
-        }
+    pub fn finish(self) -> Result<W> {
+        self.0.finish()
     }
-
-    fn give(&mut self, job: Job) -> Result<()> {
-        match self.jobs.as_ref().map(|jobs| jobs.send(job)) {
-            Some(Ok(())) => Ok(()),
-            _ => Err(self.failed()),
-        }
-    }
-
-    /// Why nothing is written any more.
-    fn failed(&mut self) -> Error {
-        self.jobs = None;
-        match self.thread.take().map(JoinHandle::join) {
-            Some(Ok(Err(error))) => error,
-            _ => lost(),
-        }
-    }
-}
-
-impl<W> Drop for Press<W> {
-    /// What was given is written, even if nobody asks what becomes of it.
-    fn drop(&mut self) {
-        self.jobs = None;
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
-}
-
-fn lost() -> Error {
-    let source = std::io::Error::other("the thread that writes it is gone; see the error before");
-    Error::Io { offset: 0, source }
 }
 
 /// The thread's own.

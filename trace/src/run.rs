@@ -70,19 +70,26 @@ impl Access {
     }
 }
 
-/// A loop: of so many accesses, and how much further on each is the next time.
+/// A loop of stores, flushes and fences.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Loop {
-    /// 1 to [`PERIOD`].
+    /// How many they are: at most [`Loop::PERIOD`], the last events.
     pub period: usize,
+    /// By how much the addresses are higher the next time, wrapping.
     pub address: u64,
+    /// How many instructions later each of them happens.
     pub instructions: u64,
+}
+
+impl Loop {
+    /// The most events that a loop has.
+    pub const PERIOD: usize = PERIOD;
 }
 
 /// The last accesses.
 #[derive(Debug, Clone)]
 pub struct History {
-    ring: [Access; PERIOD],
+    ring: Box<[Access; PERIOD]>,
     count: usize,
 }
 
@@ -98,7 +105,7 @@ impl History {
             vcpu: 0,
             deed: Deed::Fence(FenceKind::Sfence),
         };
-        Self { ring: [none; PERIOD], count: 0 }
+        Self { ring: Box::new([none; PERIOD]), count: 0 }
     }
 
     #[inline]
@@ -131,6 +138,29 @@ impl History {
             access.address = access.address.wrapping_add(of.address);
         }
         access
+    }
+
+    /// So many times what a loop foretells.
+    pub fn advance(&mut self, of: Loop, count: u64) {
+        // What happens but for the last accesses is done in whole rounds.
+        let rounds = count.saturating_sub(2 * PERIOD as u64) / of.period as u64;
+        for n in 1..=of.period {
+            let access = &mut self.ring[self.count.wrapping_sub(n) % PERIOD];
+            access.instruction = access.instruction.wrapping_add(of.instructions.wrapping_mul(rounds));
+            if !matches!(access.deed, Deed::Fence(_)) {
+                access.address = access.address.wrapping_add(of.address.wrapping_mul(rounds));
+            }
+        }
+        for _ in 0..count - rounds * of.period as u64 {
+            self.push(self.next(of));
+        }
+    }
+
+    /// How many bytes so many accesses store that a loop foretells.
+    pub fn bytes(&self, of: Loop, count: u64) -> u64 {
+        let stored = |n: usize| -> u64 { (1..=n).map(|k| self.ago(of.period + 1 - k).len as u64).sum() };
+        let period = of.period as u64;
+        stored(of.period) * (count / period) + stored((count % period) as usize)
     }
 
     /// The loop that an access, which is not remembered yet, may be the second round of.

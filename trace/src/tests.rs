@@ -266,6 +266,63 @@ fn a_run_of_stores_is_small() {
     assert!(coded - data <= 3 * events.len() as u64, "{} bytes", (coded - data) as f64 / 1e5);
 }
 
+/// Writes events, and as many as the last but `round` foretell at once, where they do.
+fn write_rounds(events: &[Owned], round: usize, of: Loop) -> Vec<u8> {
+    let mut writer = Writer::new(Vec::new(), &header()).unwrap();
+    chains().iter().for_each(|chain| assert!(writer.chain(chain).is_ok()));
+    let mut at = 0;
+    while at < events.len() {
+        let count = if at % 7 == 3 { (events.len() - at).min(round * 5 + 1) } else { 0 };
+        let bytes: Vec<u8> = events[at..at + count].iter().flat_map(|owned| owned.data.clone()).collect();
+        if count > 0 && at >= round && writer.rounds(of, count as u64, &bytes).unwrap() {
+            at += count;
+        } else {
+            writer.event(&events[at].event()).unwrap();
+            at += 1;
+        }
+    }
+    writer.finish(&End { instruction: 77, outcome: "PowerOff".to_owned(), ..End::default() }).unwrap()
+}
+
+proptest! {
+    #[test]
+    fn rounds_at_once_are_their_events(
+        round in prop::collection::vec(owned(), 1..=Loop::PERIOD),
+        count in 2u64..60,
+        strides in (0u64..5000, any::<u64>()),
+    ) {
+        let access = |(k, owned): (usize, &Owned), n: u64| {
+            let mut owned = owned.clone();
+            owned.kind %= 6;
+            owned.at.1 += k as u64 + n * strides.0;
+            owned.at.2 = owned.at.1 + 5;
+            owned.address = owned.address.wrapping_add(n.wrapping_mul(strides.1));
+            owned.data.iter_mut().for_each(|byte| *byte ^= n as u8);
+            owned
+        };
+        let all = (0..count).flat_map(|n| round.iter().enumerate().map(move |owned| access(owned, n)));
+        let events: Vec<_> = all.collect();
+        let of = Loop { period: round.len(), address: strides.1, instructions: strides.0 };
+        let (found, stopped) = read(&write_rounds(&events, round.len(), of));
+        prop_assert!(stopped.is_none(), "{stopped:?}");
+        prop_assert_eq!(found, events.iter().map(|e| format!("{:?}", e.event())).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn of_an_unknown_loop_there_are_no_rounds() {
+    let mut writer = Writer::new(Vec::new(), &header()).unwrap();
+    let kind = Kind::Store { address: 1 << 32, data: &[1; 8], kind: StoreKind::Cached };
+    let of = |period| Loop { period, address: 8, instructions: 3 };
+    assert!(!writer.rounds(of(1), 1, &[0; 8]).unwrap());
+    writer.event(&Event { vcpu: 0, instruction: 0, time: 0, rip: 0, chain: 0, kind }).unwrap();
+    for (period, bytes) in [(0, 8), (2, 8), (Loop::PERIOD + 1, 8), (1, 7), (1, 16)] {
+        assert!(!writer.rounds(of(period), 1, &vec![0; bytes]).unwrap(), "{period}, {bytes}");
+    }
+    assert!(writer.rounds(of(1), 2, &[0; 16]).unwrap());
+    assert_eq!(writer.events(), 3);
+}
+
 /// A copy by four stores and a flush a round, and a mark now and then.
 #[test]
 fn a_loop_is_its_bytes() {

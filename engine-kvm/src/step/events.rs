@@ -6,6 +6,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use engine::VcpuId;
 use engine::event::Event;
+use engine::log::Log;
 use engine::place::{Place, Places};
 
 use super::time::Slow;
@@ -35,7 +36,7 @@ pub(crate) struct Events {
     /// vCPUs that run without being stepped, a bit each; and told when one has left the guest.
     free: Mutex<u32>,
     left: Condvar,
-    log: Mutex<Vec<Event>>,
+    log: Mutex<Log>,
     /// Instructions stepped by all vCPUs.
     stepped: AtomicU64,
     /// One more than the number at which to stop; 0 is none.
@@ -139,9 +140,9 @@ impl Events {
         self.limit.load(Ordering::Relaxed).checked_sub(1).is_some_and(|limit| self.number() >= limit)
     }
 
-    pub(crate) fn drain(&self, sink: &mut dyn FnMut(&Event)) {
-        let events = std::mem::take(&mut *lock(&self.log));
-        events.iter().for_each(sink);
+    pub(crate) fn drain(&self, log: &mut Log) {
+        log.clear();
+        std::mem::swap(&mut *lock(&self.log), log);
     }
 
     /// Nobody has drained since the log was full.
@@ -151,7 +152,8 @@ impl Events {
 
     pub(crate) fn append(&self, events: &mut Vec<Event>) {
         if !events.is_empty() {
-            lock(&self.log).append(events);
+            let mut log = lock(&self.log);
+            events.drain(..).for_each(|event| log.push(event));
         }
     }
 

@@ -46,7 +46,7 @@ fn watching(loads: bool) -> Cpu {
 fn execute(cpu: &mut Cpu, code: &[u8], count: u64) -> Vec<Event> {
     let program = [&[NOP], code].concat();
     assert_eq!(cpu.run_code(&program, count + 1), Stop::Budget, "{code:x?}: {:?}", cpu.cause);
-    std::mem::take(&mut cpu.shared.log).to_vec()
+    std::mem::take(&mut cpu.shared.log).events().collect::<Vec<_>>()
 }
 
 /// The events of one instruction, each checked to be its own.
@@ -239,7 +239,7 @@ fn instruction_numbers_hold_when_a_budget_ends_within_a_block() {
         assert_eq!(cpu.run_code(&code, split), Stop::Budget);
         assert_eq!(cpu.run(4 - split), Stop::Budget);
         let numbers: Vec<_> =
-            cpu.shared.log.iter().map(|event| (event.instruction, event.rip - CODE)).collect();
+            cpu.shared.log.events().map(|event| (event.instruction, event.rip - CODE)).collect();
         assert_eq!(numbers, [(0, 0), (1, 2), (2, 5), (3, 8)], "split at {split}");
     }
 }

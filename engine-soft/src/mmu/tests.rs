@@ -232,7 +232,7 @@ fn watched_memory_tells_of_stores_and_of_page_walks() {
     let stores: Vec<_> = cpu
         .shared
         .log
-        .iter()
+        .events()
         .map(|event| match event.kind {
             EventKind::Store { addr, len, kind, data } => (addr, len, kind, data[0]),
             ref other => panic!("{other:?}"),

@@ -3,6 +3,7 @@ use std::time::Duration;
 
 use engine::cpuid::CpuidTable;
 use engine::event::EventKind;
+use engine::log::Log;
 use engine::place::{Place, Trail, Word};
 use engine::state::{Activity, Segment};
 use engine::{Engine, Msi, Partition, PartitionSpec};
@@ -188,18 +189,19 @@ fn the_log_fills_and_is_drained_without_loss() {
     let partition = Arc::clone(&guest.partition);
     let events = partition.memory_events().unwrap();
     events.watch(std::slice::from_ref(&(DATA..DATA + 0x1000)), false);
-    let (mut next, mut full) = (1, 0);
+    let (mut next, mut full, mut log) = (1, 0, Log::default());
     loop {
         let exit = guest.run(Entry::Resume);
         if exit == ExitKind::EventsFull && full == 0 {
             assert_eq!(guest.run(Entry::Resume), ExitKind::EventsFull, "not drained");
         }
-        events.drain(&mut |event| {
+        events.drain(&mut log);
+        for event in log.events() {
             let EventKind::Store { data, len: 8, .. } = event.kind else { panic!("{event:?}") };
             assert_eq!(data[..8], u64::to_le_bytes(next));
             assert_eq!(event.instruction, 4 * next - 3);
             next += 1;
-        });
+        }
         match exit {
             ExitKind::EventsFull => full += 1,
             other => {
@@ -224,10 +226,11 @@ fn places(code: &[u8], lasting: bool) -> Asked {
     let events = partition.memory_events().unwrap();
     assert!(events.ask_places(true));
     events.watch(std::slice::from_ref(&(DATA..DATA + 0x1000)), false);
-    let (mut seen, mut asked) = (Vec::new(), Vec::new());
+    let (mut seen, mut asked, mut log) = (Vec::new(), Vec::new(), Log::default());
     loop {
         let exit = guest.run(Entry::Resume);
-        events.drain(&mut |event| seen.push((event.rip - CODE, event.place)));
+        events.drain(&mut log);
+        seen.extend(log.events().map(|event| (event.rip - CODE, event.place)));
         if exit != ExitKind::UnknownPlace {
             assert_eq!(exit, ExitKind::IoWrite { port: 0x10, size: 1, value: 0 });
             return (seen, asked);
@@ -289,8 +292,9 @@ fn nobody_is_asked_twice() {
     events.watch(std::slice::from_ref(&(DATA..DATA + 0x1000)), false);
     assert_eq!(guest.run(Entry::Resume), ExitKind::UnknownPlace);
     assert_eq!(guest.run(Entry::Resume), TOLD);
-    let mut seen = Vec::new();
-    events.drain(&mut |event| seen.push((event.rip, event.place)));
+    let mut log = Log::default();
+    events.drain(&mut log);
+    let seen: Vec<_> = log.events().map(|event| (event.rip, event.place)).collect();
     assert_eq!(seen, [(CODE, 0)]);
 }
 

@@ -9,11 +9,11 @@ use std::mem::offset_of;
 use engine::cpuid::CpuModel;
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction};
 
-use super::emit::{Asm, Jump, Label, RCX, RDX, Reg, Rm, word};
+use super::emit::{Asm, Jump, Label, RCX, Reg, Rm, word};
 use super::flags::{Settling, Unsettled};
 use super::stress::Stress;
 use super::thunk::{Site, Thunks};
-use super::watched::{Stored, stored};
+use super::watched::{Noted, noted};
 use crate::frame::Frame;
 use crate::insn::Insn;
 
@@ -43,8 +43,8 @@ pub(crate) struct Code {
     pub(crate) exits: Vec<(usize, u64)>,
     /// The interpreter does the last instruction, or may, and that one tells where to go on.
     pub(crate) leaves: bool,
-    /// What each instruction stores that can log that itself.
-    pub(crate) stored: Vec<Option<Stored>>,
+    /// What each instruction does that can log that itself.
+    pub(crate) noted: Vec<Option<Noted>>,
     /// The last instruction is a repeated string instruction, which is not over while RIP is at itself.
     pub(crate) repeats: bool,
 }
@@ -74,14 +74,14 @@ pub(crate) struct Body<'a> {
     stress: Option<Stress>,
     pub(crate) exits: Vec<(Jump, u64)>,
     /// Number of the translation.
-    number: usize,
+    pub(crate) number: usize,
     insns: &'a [Insn],
     pub(crate) forms: Vec<Instruction>,
     /// Bytes of all instructions.
     code: &'a [u8],
     slow: Vec<Slow>,
     /// The instruction being translated.
-    current: usize,
+    pub(crate) current: usize,
     /// Flags that are put right only where they are seen.
     pub(crate) unsettled: Option<Unsettled>,
     /// An instruction before this one has found that vectors may be moved.
@@ -124,8 +124,8 @@ pub(crate) fn translate(source: &Source<'_>, origin: u64, number: usize, setting
     body.ways_out();
     let exits = body.exits.iter().map(|&(jump, target)| (jump.displacement(), target)).collect();
     let repeats = !source.sync && body.forms.last().is_some_and(repeats);
-    let stored = body.forms.iter().map(stored).collect();
-    Code { bytes: body.asm.bytes().to_vec(), exits, leaves, stored, repeats }
+    let noted = body.forms.iter().map(noted).collect();
+    Code { bytes: body.asm.bytes().to_vec(), exits, leaves, noted, repeats }
 }
 
 /// The instructions once more, in the decoder's form; an invalid one where the interpreter sees another.
@@ -226,7 +226,7 @@ impl Body<'_> {
     /// The access that has last been given a slow path is a store to an address in this register, and goes on here once RDX
     /// makes a host address of that: it can do so from watched memory, where nobody sees flags.
     pub(crate) fn goes_on_watched(&mut self, va: Reg) {
-        let logs = self.forms.get(self.current).and_then(stored).is_some();
+        let logs = self.forms.get(self.current).and_then(noted).is_some();
         let here = self.asm.here();
         if let Some(slow) = self.slow.last_mut().filter(|_| logs) {
             slow.watched = Some((va, here));
@@ -247,9 +247,7 @@ impl Body<'_> {
         for Slow { jump, insn, resume, settling, watched } in std::mem::take(&mut self.slow) {
             self.asm.land(jump);
             if let Some((va, done)) = watched {
-                self.asm.load(RDX, va);
-                self.asm.constant(RCX, Site::new(self.number, insn).0.into());
-                self.asm.go(0xE8, self.thunks.record);
+                self.log(insn, va);
                 let refused = self.asm.jump(0xE3);
                 self.asm.jump_to(done);
                 self.asm.land(refused);

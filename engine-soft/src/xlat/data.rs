@@ -93,6 +93,7 @@ impl Body<'_> {
             M::Cmpxchg => self.cmpxchg(i),
             M::Xadd => self.xadd(i),
             M::Nop | M::Endbr64 | M::Endbr32 => Some(()),
+            M::Clflush | M::Clflushopt | M::Clwb if self.watching => self.flushes(i),
             M::Sfence | M::Lfence | M::Mfence if !self.watching => Some(()),
             _ => self.conditional(i).or_else(|| self.vector(k, i)).or_else(|| self.x87(k, i)),
         }

@@ -37,7 +37,7 @@ use crate::block::{BlockRef, Library};
 use arena::Arena;
 use body::{Code, Setting, Source, translate};
 use thunk::{Site, Thunks};
-use watched::Stored;
+use watched::Noted;
 
 pub use stress::Haste;
 pub(crate) use stress::Stress;
@@ -74,8 +74,8 @@ pub(crate) struct Translation {
 struct Part {
     /// Bytes from its block's begin.
     offset: u16,
-    /// What it stores, if it can log that itself.
-    stored: Option<Stored>,
+    /// What it does, if it can log that itself.
+    noted: Option<Noted>,
 }
 
 /// A way on within the page.
@@ -230,8 +230,8 @@ impl Translator {
         let next = header.translation.replace(number as u32 + 1);
         let parts = self.parts.len() as u32;
         let mut offset = 0;
-        for (insn, &stored) in block.insns().iter().zip(&code.stored) {
-            self.parts.push(Part { offset, stored });
+        for (insn, &noted) in block.insns().iter().zip(&code.noted) {
+            self.parts.push(Part { offset, noted });
             offset += u16::from(insn.len);
         }
         let Code { leaves, repeats, .. } = code;

@@ -157,7 +157,9 @@ impl Cpu {
         // SAFETY: the thunk at this address is a function of that kind.
         let enter: Enter =
             unsafe { std::mem::transmute(std::ptr::with_exposed_provenance::<()>(enter as usize)) };
+        self.lend_log();
         let Departure { reason, detail } = enter(base, entry);
+        self.take_log();
         self.take_stack();
         self.progress.current = None;
         self.progress.remaining = self.progress.withheld + self.tlb.frame.remaining;
@@ -203,6 +205,7 @@ impl Cpu {
 
     /// One instruction of a translation.
     fn execute_site(&mut self, site: Site) -> Departure {
+        self.take_log();
         let Some(translator) = self.shared.blocks.translator.as_ref() else {
             unreachable!("translated code is running")
         };
@@ -224,6 +227,7 @@ impl Cpu {
         }
         self.tlb.frame.flags = ax(&self.flags);
         self.tell_vectors();
+        self.lend_log();
         let reason = match leaves && n + 1 == insns.len() {
             false => reason::NONE,
             true if repeats && self.gpr[RIP_SLOT] == next => reason::NONE,

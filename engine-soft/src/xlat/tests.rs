@@ -31,7 +31,7 @@ type All = (Vec<u64>, u64, u64, Vec<u8>, Vec<u8>, Vec<Event>);
 fn all(cpu: &mut Cpu) -> All {
     let mut memory = vec![0; 0x2000];
     cpu.peek_at(DATA, &mut memory);
-    let log = std::mem::take(&mut cpu.shared.log).to_vec();
+    let log = std::mem::take(&mut cpu.shared.log).events().collect::<Vec<_>>();
     (cpu.gpr[..18].to_vec(), cpu.flags.get(), cpu.shared.retired, memory, cpu.fx.bytes().to_vec(), log)
 }
 

@@ -1,23 +1,44 @@
-//! Stores of translated code to watched memory.
+//! Stores and flushes of translated code that concern watched memory.
 //!
 //! A watched page has no store tag, so a store there comes to its slow path. An instruction that stores its whole operand
 //! once, whatever it finds, is then logged from there and goes on as if there had been a tag: the host's instruction makes
-//! the store, and the event's bytes are read from memory when somebody next has to do with the log
-//! ([`crate::shared::Shared::settle`]). All else is the interpreter's: pages crossed, code changed, a log that is full, a
-//! place that is not known.
+//! the store. What it stores is told beforehand where that is easy ([`Stored::told`]); else the event's bytes are read from
+//! memory when somebody next has to do with the log ([`crate::shared::Shared::settle`]). An instruction that flushes a line
+//! comes here always. All else is the interpreter's: pages crossed, code changed, a log that is full, a place that is not known.
+//!
+//! What has been logged once is logged by a few host instructions from then on, as long as nothing but watched memory changes
+//! and the stack is where it was ([`Quick`]).
 
 #![expect(unsafe_code, reason = "translated code calls with the vCPU's address")]
 
-use engine::event::StoreKind;
+use std::mem::offset_of;
+
+use engine::event::{EventKind, FlushKind, StoreKind};
+use engine::log::{Deed, Short};
 use iced_x86::{Instruction, Mnemonic as M, OpKind};
 
-use super::emit::{Asm, CPU, RAX, RBX, RCX, RDI, RSI, RSP, op, op2, word};
-use super::registers::{PLACES, Place};
+use super::body::Body;
+use super::emit::{Asm, CPU, RAX, RBP, RBX, RCX, RDI, RDX, RSI, RSP, Reg, Rm, op, op2, word};
+use super::memory::Address;
+use super::registers::{GUEST_RSP, PLACES, Place, place};
 use super::thunk::{Departure, FLAGS, HOST_STACK, RESUME, Site, home};
 use crate::cpu::Cpu;
-use crate::frame::Frame;
+use crate::frame::{Frame, QUICK, Quick};
 use crate::mmu::property;
-use crate::shared::Actor;
+use crate::shared::{Actor, LOG_CAPACITY};
+
+/// What an instruction does that can be logged from translated code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Noted {
+    /// It stores.
+    Store(Stored),
+    /// It flushes a line.
+    Flush(FlushKind),
+}
+
+/// RSP and RBP, as general registers are numbered.
+const GUEST_STACK: u8 = 4;
+const GUEST_FRAME: u8 = 5;
 
 /// A store that an instruction makes of all its memory operand, or of the word that it pushes, whatever it finds there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,18 +47,23 @@ pub(crate) struct Stored {
     pub(crate) size: u8,
     /// Past the cache.
     pub(crate) posted: bool,
+    /// It is in [`Frame::value`] what is stored.
+    pub(crate) told: bool,
 }
 
-/// What an instruction stores, if it is such a one.
-pub(crate) fn stored(i: &Instruction) -> Option<Stored> {
+/// What an instruction does, if it is such a one.
+pub(crate) fn noted(i: &Instruction) -> Option<Noted> {
     let posted = matches!(
         i.mnemonic(),
         M::Movnti | M::Movntdq | M::Movntps | M::Movntpd | M::Vmovntdq | M::Vmovntps | M::Vmovntpd
     );
+    let word = Noted::Store(Stored { size: 8, posted: false, told: false });
     let whole = posted
         || match i.mnemonic() {
-            M::Push => return Some(Stored { size: 8, posted: false }),
-            M::Call => return Some(Stored { size: 8, posted: false }),
+            M::Clflush => return Some(Noted::Flush(FlushKind::Clflush)),
+            M::Clflushopt => return Some(Noted::Flush(FlushKind::Clflushopt)),
+            M::Clwb => return Some(Noted::Flush(FlushKind::Clwb)),
+            M::Push | M::Call => return Some(word),
             M::Mov | M::Add | M::Or | M::Adc | M::Sbb | M::And | M::Sub | M::Xor => true,
             M::Inc | M::Dec | M::Not | M::Neg => true,
             M::Movups | M::Movupd | M::Movaps | M::Movapd | M::Movdqu | M::Movdqa => true,
@@ -46,18 +72,128 @@ pub(crate) fn stored(i: &Instruction) -> Option<Stored> {
         };
     let size = i.memory_size().size();
     let plain = whole && !i.has_lock_prefix() && i.op0_kind() == OpKind::Memory && (1..=32).contains(&size);
-    plain.then_some(Stored { size: size as u8, posted })
+    plain.then_some(Noted::Store(Stored { size: size as u8, posted, told: tells(i) }))
 }
 
-/// A function of translated code: called with a site in ECX and a linear address in RDX, it logs a store there and gives
-/// what the address lacks to a host address in RDX, and 1 in RCX. Or it gives 0 there, and nothing has happened.
+/// What an instruction stores is an operand: a general register or an immediate.
+fn tells(i: &Instruction) -> bool {
+    matches!(i.mnemonic(), M::Mov | M::Movnti)
+        && (i.op1_kind() != OpKind::Register || place(i.op1_register()).is_some())
+}
+
+impl Body<'_> {
+    /// Calls for an instruction to be logged, whose address is in a register. In RCX comes whether it was, and in RDX what makes
+    /// a host address.
+    pub(crate) fn log(&mut self, insn: usize, va: Reg) {
+        let i = self.forms[insn];
+        if matches!(noted(&i), Some(Noted::Store(Stored { told: true, .. }))) {
+            const VALUE: Rm = word(offset_of!(Frame, value));
+            let from = match place(i.op1_register()) {
+                Some(place) => self.in_register(place, RCX),
+                None => {
+                    self.asm.constant(RCX, i.immediate(1));
+                    RCX
+                }
+            };
+            self.asm.store(VALUE, from);
+        }
+        self.asm.load(RDX, va);
+        self.asm.constant(RCX, Site::new(self.number, insn).0.into());
+        self.asm.go(0xE8, self.thunks.record);
+    }
+
+    /// An instruction that flushes a line, where those of watched memory are logged.
+    pub(crate) fn flushes(&mut self, i: &Instruction) -> Option<()> {
+        let va = match self.address(i)? {
+            Address::In(reg) => reg,
+            Address::Known(_) => RAX,
+        };
+        self.log(self.current, va);
+        let refused = self.asm.jump(0xE3);
+        let done = self.asm.jump(0xE9);
+        self.asm.land(refused);
+        self.slow();
+        self.asm.land(done);
+        Some(())
+    }
+}
+
+/// A word of the frame within a function that translated code has called.
+fn inner(offset: usize) -> Rm {
+    Rm::Base(RSP, offset as i32 - Frame::BASE as i32 + 8)
+}
+
+/// A function of translated code: called with a site in ECX and a linear address in RDX, it logs what the instruction does
+/// there, and gives what the address lacks to a host address in RDX, and 1 in RCX. Or it gives 0 there, and nothing has
+/// happened.
 pub(super) fn write(asm: &mut Asm) {
-    const KEPT: super::emit::Rm = word(std::mem::offset_of!(Frame, kept));
+    const KEPT: usize = offset_of!(Frame, kept);
+    const LOG: usize = offset_of!(Frame, log);
+    let flags = inner(offset_of!(Frame, flags));
+    let site = inner(offset_of!(Frame, site));
+    // An entry of `Frame::sites`, whose offset there is in RAX.
+    let quick = |offset: usize| {
+        let disp = (offset_of!(Frame, sites) + offset) as i32 - Frame::BASE as i32 + 8;
+        Rm::Index(RSP, RAX, 0, disp)
+    };
+    let compare = |asm: &mut Asm, width, reg: Reg, with: Rm| asm.modrm(op(0x3B), width, reg.0, with);
+    let mut refused = Vec::new();
+
+    asm.store(inner(KEPT), RAX);
+    asm.save_flags();
+    asm.store(flags, RAX);
+    asm.modrm(op(0x89), 4, RCX.0, site);
+    // movzx eax, cl; shl eax, 6
+    asm.modrm_byte(op2(0xB6), 4, RAX.0, RCX.into());
+    asm.modrm(op(0xC1), 4, 4, RAX);
+    asm.immediate(1, size_of::<Quick>().trailing_zeros() as i32);
+    asm.lea(RCX, Rm::Base(RCX, 1));
+    compare(asm, 4, RCX, quick(offset_of!(Quick, key)));
+    refused.push(asm.jump(0x85));
+    asm.load(RCX, inner(offset_of!(Frame, unchanged)));
+    compare(asm, 8, RCX, quick(offset_of!(Quick, unchanged)));
+    refused.push(asm.jump(0x85));
+    for (n, register) in [GUEST_RSP, RBP].into_iter().enumerate() {
+        compare(asm, 8, register, quick(offset_of!(Quick, stack) + 8 * n));
+        refused.push(asm.jump(0x85));
+    }
+    asm.load(RCX, quick(offset_of!(Quick, page)));
+    asm.lea(RCX, Rm::Index(RCX, RDX, 0, 0));
+    compare(asm, 8, RCX, quick(offset_of!(Quick, limit)));
+    refused.push(asm.jump(0x87));
+    // add ecx, at
+    asm.modrm(op(0x03), 4, RCX.0, quick(offset_of!(Quick, at)));
+    asm.store(inner(KEPT + 8), RBX);
+    asm.load(RBX, inner(LOG + 8));
+    compare(asm, 8, RBX, inner(LOG + 16));
+    let full = asm.jump(0x84);
+    let field = |offset: usize| Rm::Base(RBX, offset as i32);
+    asm.modrm(op(0x89), 4, RCX.0, field(offset_of!(Short, at)));
+    asm.modrm(op(0x8B), 4, RCX.0, inner(offset_of!(Frame, remaining)));
+    asm.modrm(op(0x89), 4, RCX.0, field(offset_of!(Short, left)));
+    asm.load(RCX, inner(offset_of!(Frame, value)));
+    asm.store(field(offset_of!(Short, data)), RCX);
+    asm.lea(RBX, field(size_of::<Short>()));
+    asm.store(inner(LOG + 8), RBX);
+    asm.load(RBX, inner(KEPT + 8));
+    asm.load(RDX, quick(offset_of!(Quick, addend)));
+    asm.constant(RCX, 1);
+    asm.modrm(op2(0xB7), 4, RAX.0, flags);
+    asm.restore_flags();
+    asm.load(RAX, inner(KEPT));
+    asm.raw(&[0xC3]);
+
+    asm.land(full);
+    asm.load(RBX, inner(KEPT + 8));
+    refused.into_iter().for_each(|jump| asm.land(jump));
+    asm.modrm(op(0x8B), 4, RCX.0, site);
+    write_call(asm);
+}
+
+/// The rest of that function, where it is the function [`record`] that decides.
+fn write_call(asm: &mut Asm) {
     // The return address off the stack first: words are found from where it points.
     asm.modrm(op(0x8F), 4, 0, RESUME);
-    asm.store(KEPT, RAX);
-    asm.save_flags();
-    asm.store(FLAGS, RAX);
     asm.load(RAX, CPU);
     for (n, place) in PLACES.into_iter().enumerate() {
         if let Place::Host(reg) = place {
@@ -91,46 +227,109 @@ pub(super) fn write(asm: &mut Asm) {
     asm.load(RBX, home(RBX, usize::from(RBX.0)));
     asm.modrm(op2(0xB7), 4, RAX.0, FLAGS);
     asm.restore_flags();
-    asm.load(RAX, KEPT);
+    asm.load(RAX, word(offset_of!(Frame, kept)));
     asm.modrm(op(0xFF), 4, 4, RESUME);
 }
 
-/// Has the store of an instruction logged: gives 1 and what is to be added to its address, or 0.
+/// Has what an instruction does logged: gives 1 and what is to be added to its address, or 0.
 extern "sysv64" fn record(cpu: *mut Cpu, site: Site, va: u64) -> Departure {
     // SAFETY: `run_from` has put the vCPU's address there, and nobody else uses it while translated code runs.
     let cpu = unsafe { &mut *cpu };
+    cpu.take_log();
     let addend = cpu.record_site(site, va);
+    cpu.lend_log();
     Departure { reason: addend.is_some().into(), detail: addend.unwrap_or(0) }
 }
 
 impl Cpu {
-    /// Logs a store that translated code is about to make. Its registers are here, but for RIP and the flags. Gives host
-    /// address minus linear address.
+    /// Translated code may fill the log.
+    pub(super) fn lend_log(&mut self) {
+        if !self.shared.watch.is_on() {
+            return;
+        }
+        let room = self.shared.log.room(LOG_CAPACITY).as_mut_ptr_range();
+        let (begin, end) = (room.start.expose_provenance() as u64, room.end.expose_provenance() as u64);
+        // Who waits for its bytes has to be seen to first.
+        let end = if self.shared.is_ahead() { begin } else { end };
+        self.tlb.frame.log = [begin, begin, end];
+    }
+
+    /// It is the log's again, with what was written there.
+    pub(super) fn take_log(&mut self) {
+        let [begin, next, _] = std::mem::take(&mut self.tlb.frame.log);
+        if next != begin {
+            self.shared.log.advance((next - begin) as usize / size_of::<Short>());
+        }
+    }
+
+    /// Logs what translated code is about to do. Its registers are here, but for RIP and the flags. Gives host address minus
+    /// linear address.
     fn record_site(&mut self, site: Site, va: u64) -> Option<u64> {
         let now = self.stretch();
         let translator = self.shared.blocks.translator.as_ref()?;
         let translation = translator.at(site.translation());
         let part = translator.part(site.translation(), site.part());
-        let Stored { size, posted } = part.stored?;
+        let (deed, told) = match part.noted? {
+            Noted::Flush(kind) => (Deed::Flush(kind), true),
+            Noted::Store(Stored { size, posted, told }) => {
+                let kind = if posted { StoreKind::NonTemporal } else { StoreKind::Cached };
+                (Deed::Store(size, kind), told)
+            }
+        };
+        let (needs, size) = match deed {
+            Deed::Store(size, _) => (property::WRITE, size),
+            Deed::Flush(_) => (0, 1),
+        };
         let undone = translation.block.insns().len() - site.part();
         let rip = translation.rip.wrapping_add(part.offset.into());
-        let page = self.tlb.known(va).filter(|page| page & property::WRITE != 0)? & !0xFFF;
+        let page = self.tlb.known(va).filter(|page| page & needs == needs)? & !0xFFF;
         if (va & 0xFFF) + u64::from(size) > 0x1000
             || !self.shared.watch.covers(page)
-            || self.shared.has_code(page)
+            || needs != 0 && self.shared.has_code(page)
             || self.shared.log_is_full()
         {
             return None;
         }
-        let recalled = self.shared.places.recall(rip, &self.gpr[..16], now);
+        let recalled = self.shared.places.recall(rip, &self.gpr[..16], now).map(|found| found.number);
         let place = recalled.or_else(|| self.known_place(rip, now))?;
-        let remaining = self.progress.withheld + self.tlb.frame.remaining;
+        let left = self.tlb.frame.remaining;
+        let remaining = self.progress.withheld + left;
         let instruction = self.shared.retired + self.progress.budget - remaining - undone as u64;
         let actor = Actor { vcpu: self.id, rip, instruction };
-        let kind = if posted { StoreKind::NonTemporal } else { StoreKind::Cached };
         self.shared.enter_log(actor, place);
-        self.shared.record_ahead(actor, page | va & 0xFFF, size, kind);
-        Some(self.tlb.addend(va))
+        let (address, addend) = (page | va & 0xFFF, self.tlb.addend(va));
+        let short = told.then(|| {
+            let what = (address, self.tlb.frame.value);
+            self.shared.record_short(actor, place, deed, what, left as u32)
+        });
+        match (short.flatten(), deed) {
+            (None, Deed::Store(size, kind)) => self.shared.record_ahead(actor, address, size, kind),
+            (None, Deed::Flush(kind)) => {
+                self.shared.record(actor, EventKind::Flush { line: address & !63, kind });
+            }
+            (Some(short), _) => {
+                if self.is_told_by_the_stack(rip, now) {
+                    self.tlb.frame.sites[site.0 as usize % QUICK] = Quick {
+                        key: site.0 + 1,
+                        at: short.at - (va & 0xFFF) as u32,
+                        unchanged: now,
+                        stack: [self.gpr[usize::from(GUEST_STACK)], self.gpr[usize::from(GUEST_FRAME)]],
+                        page: (va & !0xFFF).wrapping_neg(),
+                        limit: 0x1000 - u64::from(size),
+                        addend,
+                    };
+                }
+            }
+        }
+        Some(addend)
+    }
+
+    /// The place of an instruction is the same as long as nothing but watched memory changes and RSP and RBP are what they are.
+    fn is_told_by_the_stack(&self, rip: u64, now: u64) -> bool {
+        let places = &self.shared.places;
+        let recalled = || places.recall(rip, &self.gpr[..16], now);
+        !self.shared.watch.places
+            || recalled().is_some_and(|found| places.is_told_by(found, &[GUEST_STACK, GUEST_FRAME]))
     }
 
     /// The number of the stretch in which nothing but watched memory changes, as far as translated code is concerned. What the

@@ -9,6 +9,7 @@ use super::machine::Machine;
 use super::scene::{DATA, PD, TABLES};
 use crate::event::EventKind::{self, Fence, Flush, Store};
 use crate::event::{FenceKind, FlushKind, StoreKind};
+use crate::log::Log;
 use crate::state::gpr::{RAX, RBX, RCX, RDI, RDX, RSI};
 
 pub(super) const CASES: &[Case] = cases!["watch":
@@ -37,11 +38,11 @@ fn watch(m: &Machine<'_>) -> bool {
 
 /// The events so far.
 fn drained(m: &Machine<'_>) -> Vec<EventKind> {
-    let mut got = Vec::new();
+    let mut got = Log::default();
     if let Some(events) = m.partition().memory_events() {
-        events.drain(&mut |event| got.push(event.kind.clone()));
+        events.drain(&mut got);
     }
-    got
+    got.events().map(|event| event.kind).collect()
 }
 
 /// The events so far must be these.

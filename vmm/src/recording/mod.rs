@@ -5,9 +5,10 @@
 //! is found in that order of events, not in the engine: what the guest has done beyond it, until the next exit, is undone
 //! in the DIMMs, and nobody else has seen it.
 //!
-//! [`Recorder`] follows the run; the tape writes the trace, the cutting waits for its moment and leaves what is left;
+//! [`Recorder`] follows the run; the tape writes the trace, which is coded by a thread of its own; the cutting waits for its moment and leaves what is left;
 //! [`cut()`] does the same from a trace alone.
 
+mod coder;
 mod cutting;
 mod mark;
 mod offline;

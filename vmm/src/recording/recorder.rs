@@ -3,6 +3,7 @@
 
 use std::ops::Range;
 
+use engine::log::Log;
 use engine::place::Place;
 use engine::{Exit, ExitKind, GuestMemory, Partition, Processor, VcpuId};
 use nvdimm_model::medium;
@@ -44,6 +45,11 @@ impl At {
         Self { vcpu, instruction, time, rip: 0, chain: 0 }
     }
 
+    fn of(event: &Event<'_>) -> Self {
+        let Event { vcpu, instruction, time, rip, chain, .. } = *event;
+        Self { vcpu, instruction, time, rip, chain }
+    }
+
     fn event(self, kind: Kind<'_>) -> Event<'_> {
         let Self { vcpu, instruction, time, rip, chain } = self;
         Event { vcpu, instruction, time, rip, chain, kind }
@@ -74,8 +80,10 @@ pub struct Recorder {
     earlier: (u64, u64),
     /// The number of the next instruction, as far as is known.
     number: u64,
-    /// Events recorded.
+    /// Events recorded, as far as a power cut is waited for.
     events: u64,
+    /// What the engine has logged last; its room is used again.
+    log: Log,
     /// Marks that the exit which is being answered has set.
     marks: Vec<String>,
     /// Where the run ends in any case, in instructions since the engine was built.
@@ -121,6 +129,7 @@ impl Recorder {
             number: 0,
             alarm: None,
             events: 0,
+            log: Log::default(),
             marks: Vec::new(),
             run_limit: None,
             limit: None,
@@ -293,20 +302,22 @@ impl Recorder {
     /// Takes what the engine saw, and tells it what it asks.
     fn drain(&mut self, exit: Exit, partition: &dyn Partition, processor: &mut dyn Processor) -> Result<()> {
         let Some(events) = partition.memory_events() else { return Ok(()) };
-        let mut done = Ok(());
-        events.drain(&mut |event| {
-            if done.is_ok() {
-                let at = At {
-                    vcpu: event.vcpu,
-                    instruction: self.earlier.0 + event.instruction,
-                    time: self.earlier.1 + event.time,
-                    rip: event.rip,
-                    chain: event.place,
-                };
-                done = self.observe(at, words::kind(&event.kind), Some(partition));
+        let mut log = std::mem::take(&mut self.log);
+        events.drain(&mut log);
+        if self.phase == Phase::Open {
+            if self.cutting.is_some() {
+                // The cut may come in the midst of it.
+                let mut recorded = 0;
+                for item in log.iter() {
+                    let happened =
+                        words::told(item, self.earlier, |event| self.happens(event, Some(partition)))?;
+                    recorded += usize::from(happened || !self.is_cut());
+                }
+                log.truncate(recorded);
             }
-        });
-        done?;
+            self.tape.log(&mut log, self.earlier)?;
+        }
+        self.log = log;
         if exit.kind == ExitKind::UnknownPlace
             && self.phase == Phase::Open
             && let Some(place) = self.chain(exit.vcpu, processor)?
@@ -321,32 +332,36 @@ impl Recorder {
         self.tape.chain(&self.memory, || Ok(processor.save(vcpu)?))
     }
 
-    /// Something happens, in its order; in a partition, unless that is no more.
-    fn observe(&mut self, at: At, kind: Kind<'_>, partition: Option<&dyn Partition>) -> Result<()> {
+    /// Something happens that is not in the engine's log, in its order; in a partition, unless that is no more.
+    fn observe(&mut self, event: Event<'_>, partition: Option<&dyn Partition>) -> Result<()> {
+        if self.happens(&event, partition)? { self.tape.event(&event) } else { Ok(()) }
+    }
+
+    /// Something happens: gives whether it does before the power is cut, and belongs into a trace.
+    fn happens(&mut self, event: &Event<'_>, partition: Option<&dyn Partition>) -> Result<bool> {
         if let Some(cutting) = self.cutting.as_mut().filter(|cutting| cutting.reached().is_some()) {
-            cutting.too_late(&kind);
-            return Ok(());
+            cutting.too_late(&event.kind);
+            return Ok(false);
         }
-        if self.phase != Phase::Open || !self.sieve.keeps(at.vcpu, &kind) {
-            return Ok(());
+        if self.phase != Phase::Open || !self.sieve.keeps(event.vcpu, &event.kind) {
+            return Ok(false);
         }
-        let event = at.event(kind);
-        let verdict = self.cutting.as_mut().map_or(Verdict::GoOn, |cutting| cutting.see(&event));
+        let verdict = self.cutting.as_mut().map_or(Verdict::GoOn, |cutting| cutting.see(event));
+        let at = At::of(event);
         if verdict == Verdict::Before {
             self.cut_here(at, partition)?;
-            return self.observe(at, kind, partition);
+            return self.happens(event, partition);
         }
-        self.tape.event(&event)?;
         if self.surveys {
-            self.survey(&event, partition)?;
+            self.survey(event, partition)?;
         } else if let Some(cutting) = &mut self.cutting {
-            cutting.apply(&event)?;
+            cutting.apply(event)?;
         }
         self.events += 1;
         if verdict == Verdict::After {
             self.cut_here(At { instruction: at.instruction + 1, ..at }, partition)?;
         }
-        Ok(())
+        Ok(true)
     }
 
     /// An event makes sure what DIMMs hold, of which nothing else is known.
@@ -432,7 +447,7 @@ impl Recorder {
                     Kind::Meta { dimm: dimm as u8, area: Area::State, offset, data }
                 }
             };
-            self.observe(at, kind, Some(partition))?;
+            self.observe(at.event(kind), Some(partition))?;
         }
         for name in &marks {
             self.set_mark(at, name, partition, nvdimms)?;
@@ -451,7 +466,7 @@ impl Recorder {
             self.open(at, partition, nvdimms)?;
         }
         let was_open = self.phase == Phase::Open;
-        self.observe(at, event.kind, Some(partition))?;
+        self.observe(event, Some(partition))?;
         if was_open && closes && !opens {
             self.phase = Phase::Over;
             self.watch(partition);
@@ -471,7 +486,7 @@ impl Recorder {
                 let mut data = vec![0; (to - from).min(Kind::MAX_DATA as u64) as usize];
                 self.memory.read_slice(&mut data, GuestAddress(from))?;
                 let store = Kind::Store { address: from, data: &data, kind: medium::StoreKind::Device };
-                self.observe(at, store, Some(partition))?;
+                self.observe(at.event(store), Some(partition))?;
                 from += data.len() as u64;
             }
         }
@@ -486,7 +501,7 @@ impl Recorder {
     pub fn reset(&mut self, now: (u64, u64)) -> Result<()> {
         self.tape.reset();
         let now = (if self.sees_all { now.0 } else { self.number }, now.1);
-        self.observe(At::moment(0, now), Kind::Reset, None)
+        self.observe(At::moment(0, now).event(Kind::Reset), None)
     }
 
     /// The run is over. If the power was cut, the DIMMs get what is left of their content, and are off.

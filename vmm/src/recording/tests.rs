@@ -47,7 +47,7 @@ impl Partition for Still {
 impl MemoryEvents for Still {
     fn watch(&self, _ranges: &[std::ops::Range<u64>], _loads: bool) {}
 
-    fn drain(&self, _sink: &mut dyn FnMut(&engine::event::Event)) {}
+    fn drain(&self, _log: &mut engine::log::Log) {}
 
     fn number(&self) -> u64 {
         0
@@ -57,7 +57,7 @@ impl MemoryEvents for Still {
 }
 
 #[derive(Debug, Clone, Default)]
-struct Shelf(Arc<Mutex<Vec<u8>>>);
+pub struct Shelf(pub Arc<Mutex<Vec<u8>>>);
 
 impl Write for Shelf {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {

@@ -207,7 +207,7 @@ fn non_temporal_stores_say_so() {
     let stores: Vec<(u64, u8)> = cpu
         .shared
         .log
-        .iter()
+        .events()
         .filter_map(|event| match event.kind {
             EventKind::Store { addr, len, kind: StoreKind::NonTemporal, .. } => Some((addr - DATA, len)),
             _ => None,

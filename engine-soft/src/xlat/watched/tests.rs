@@ -1,4 +1,3 @@
-use engine::event::EventKind;
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 
@@ -71,6 +70,55 @@ fn logged_stores_are_the_interpreters() {
     the_same(&stores(), 150, Some(PAGE));
 }
 
+/// A copy past the cache and one that flushes, both from the page before into the watched one and beyond it, with an odd store
+/// to memory that is not watched, and the stack and frame pointers here and there.
+fn copies() -> Vec<u8> {
+    assembled(|a| {
+        let (mut top, mut past, mut flushed) = (a.create_label(), a.create_label(), a.create_label());
+        a.mov(r13, rsp)?;
+        a.set_label(&mut top)?;
+        a.inc(rax)?;
+        a.lea(rdi, rbx + 0xF40)?;
+        a.mov(ecx, 8)?;
+        a.set_label(&mut past)?;
+        a.imul_3(r9, rdi, 0x1234_5671)?;
+        a.add(r9, rax)?;
+        a.movnti(qword_ptr(rdi), r9)?;
+        a.movnti(qword_ptr(rdi + 8), rdi)?;
+        a.movnti(dword_ptr(rdi + 16), ecx)?;
+        a.mov(qword_ptr(rdi + 24), -7)?;
+        a.lea(rdi, rdi + 32)?;
+        a.xor(rbp, rcx)?;
+        a.dec(ecx)?;
+        a.jne(past)?;
+        a.lea(rdi, rbx + 0xEC0)?;
+        a.mov(ecx, 6)?;
+        a.set_label(&mut flushed)?;
+        a.mov(word_ptr(rdi + 5), cx)?;
+        a.mov(byte_ptr(rdi + 3), r9b)?;
+        a.clwb(byte_ptr(rdi + 9))?;
+        a.clflushopt(byte_ptr(rbx + 0x40))?;
+        a.clflush(byte_ptr(rbx + 0x1040))?;
+        a.movdqu(xmmword_ptr(rdi + 32), xmm1)?;
+        a.mov(qword_ptr(rdi + 32), rcx)?;
+        a.add(qword_ptr(rdi + 40), rcx)?;
+        a.mov(qword_ptr(rdi + 40), rbp)?;
+        a.lea(rsp, rsp + rcx * 8)?;
+        a.lea(rdi, rdi + 64)?;
+        a.dec(ecx)?;
+        a.jne(flushed)?;
+        a.sfence()?;
+        a.mov(rsp, r13)?;
+        a.and(eax, 0x7F)?;
+        a.jmp(top)
+    })
+}
+
+#[test]
+fn loops_of_them_are_too() {
+    the_same(&copies(), 300, Some(PAGE));
+}
+
 #[test]
 fn so_are_they_in_a_page_that_is_executed() {
     the_same(&stores(), 100, Some(CODE..CODE + 0x1000));
@@ -95,7 +143,8 @@ fn half_a_store_is_none() {
         cpu.shared.watch.ranges = std::iter::once(last & !0xFFF..last + 8).collect();
         cpu.shared.blocks.set_watching(true);
         assert!(matches!(cpu.run(10), Stop::Exit(_)), "{haste:?}");
-        let told: Vec<_> = cpu.shared.log.iter().map(|event| (event.instruction, event.rip - CODE)).collect();
+        let told: Vec<_> =
+            cpu.shared.log.events().map(|event| (event.instruction, event.rip - CODE)).collect();
         assert_eq!(told, [(0, 0), (1, 7)], "{haste:?}");
         let mut after = [0xFF; 8];
         cpu.peek_at(last, &mut after);
@@ -118,7 +167,7 @@ fn each_event_has_its_own_bytes() {
     cpu.shared.watch.ranges.push(PAGE);
     cpu.shared.blocks.set_watching(true);
     assert_eq!(cpu.run(3000), Stop::Budget);
-    for (n, event) in cpu.shared.log.iter().enumerate() {
+    for (n, event) in cpu.shared.log.events().enumerate() {
         let EventKind::Store { addr: DATA, data, len: 8, kind: StoreKind::NonTemporal } = event.kind else {
             panic!("{event:?}")
         };
@@ -126,18 +175,24 @@ fn each_event_has_its_own_bytes() {
         assert_eq!(event.instruction, 3 * n as u64 + 1);
     }
     assert_eq!(cpu.shared.log.len(), 1000);
+    assert!(cpu.shared.log.rips().count() < 10, "translated code logs by itself");
 }
 
 #[test]
 fn only_what_stores_all_of_its_operand_whatever_it_finds() {
     let of = |emit: fn(&mut CodeAssembler) -> Result<(), IcedError>| {
         let code = assembled(emit);
-        stored(&iced_x86::Decoder::new(64, &code, 0).decode())
+        noted(&iced_x86::Decoder::new(64, &code, 0).decode())
     };
-    let cached = |size| Some(Stored { size, posted: false });
-    assert_eq!(of(|a| a.mov(dword_ptr(rbx), ecx)), cached(4));
-    assert_eq!(of(|a| a.push(rcx)), cached(8));
-    assert_eq!(of(|a| a.vmovntdq(ymmword_ptr(rbx), ymm1)), Some(Stored { size: 32, posted: true }));
+    let store = |size, posted, told| Some(Noted::Store(Stored { size, posted, told }));
+    assert_eq!(of(|a| a.mov(dword_ptr(rbx), ecx)), store(4, false, true));
+    assert_eq!(of(|a| a.mov(qword_ptr(rbx), -5)), store(8, false, true));
+    assert_eq!(of(|a| a.mov(byte_ptr(rbx), ah)), store(1, false, false));
+    assert_eq!(of(|a| a.movnti(qword_ptr(rbx), rcx)), store(8, true, true));
+    assert_eq!(of(|a| a.add(dword_ptr(rbx), ecx)), store(4, false, false));
+    assert_eq!(of(|a| a.clwb(byte_ptr(rbx))), Some(Noted::Flush(FlushKind::Clwb)));
+    assert_eq!(of(|a| a.push(rcx)), store(8, false, false));
+    assert_eq!(of(|a| a.vmovntdq(ymmword_ptr(rbx), ymm1)), store(32, true, false));
     assert_eq!(of(|a| a.mov(ecx, dword_ptr(rbx))), None);
     assert_eq!(of(|a| a.cmp(dword_ptr(rbx), ecx)), None);
     assert_eq!(of(|a| a.lock().add(dword_ptr(rbx), ecx)), None);
