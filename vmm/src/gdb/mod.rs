@@ -148,6 +148,16 @@ impl Gdb {
     }
 }
 
+impl Drop for Gdb {
+    /// The guest is off: gdb is told that what it debugs has exited.
+    fn drop(&mut self) {
+        if let Some(GdbStubStateMachine::Running(running)) = self.state.take() {
+            // It may have gone.
+            let _ = running.report_stop(&mut self.guest, MultiThreadStopReason::Exited(0));
+        }
+    }
+}
+
 /// Tells gdb of a stop and does what it asks for until the guest is to run; nothing is left when gdb has gone.
 fn converse(
     mut state: Talk,
