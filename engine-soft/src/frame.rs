@@ -116,8 +116,7 @@ pub(crate) struct Frame {
     pub(crate) kept: [u64; 2],
     /// The log's room that translated code may fill: its begin, what comes next, its end.
     pub(crate) log: [u64; 3],
-    /// The site that logs, and what it stores.
-    pub(crate) site: u64,
+    /// What the instruction stores that is to be logged.
     pub(crate) value: u64,
     /// Supervisor, user.
     pub(crate) halves: [Half; 2],

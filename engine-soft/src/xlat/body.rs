@@ -247,10 +247,8 @@ impl Body<'_> {
         for Slow { jump, insn, resume, settling, watched } in std::mem::take(&mut self.slow) {
             self.asm.land(jump);
             if let Some((va, done)) = watched {
-                self.log(insn, va);
-                let refused = self.asm.jump(0xE3);
-                self.asm.jump_to(done);
-                self.asm.land(refused);
+                let logged = self.log(insn, va);
+                self.asm.place(logged, done);
             }
             self.interpret(insn, settling);
             if let Some(resume) = resume {

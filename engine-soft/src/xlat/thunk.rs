@@ -74,7 +74,7 @@ pub(crate) struct Thunks {
     pub(crate) budget: u64,
     /// To be jumped to with an instruction pointer in RAX.
     pub(crate) jump: u64,
-    /// To be called with a site in ECX and an address in RDX: see [`super::watched`].
+    /// To be called with a site and one in ECX and an address in RDX: see [`super::watched`].
     pub(crate) record: u64,
     /// To be called: the x87 registers become the guest's. RCX is lost.
     pub(crate) stack: u64,

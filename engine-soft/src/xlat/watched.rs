@@ -18,7 +18,7 @@ use engine::log::{Deed, Short};
 use iced_x86::{Instruction, Mnemonic as M, OpKind};
 
 use super::body::Body;
-use super::emit::{Asm, CPU, RAX, RBP, RBX, RCX, RDI, RDX, RSI, RSP, Reg, Rm, op, op2, word};
+use super::emit::{Asm, CPU, Jump, RAX, RBP, RBX, RCX, RDI, RDX, RSI, RSP, Reg, Rm, op, op2, word};
 use super::memory::Address;
 use super::registers::{GUEST_RSP, PLACES, Place, place};
 use super::thunk::{Departure, FLAGS, HOST_STACK, RESUME, Site, home};
@@ -82,9 +82,9 @@ fn tells(i: &Instruction) -> bool {
 }
 
 impl Body<'_> {
-    /// Calls for an instruction to be logged, whose address is in a register. In RCX comes whether it was, and in RDX what makes
-    /// a host address.
-    pub(crate) fn log(&mut self, insn: usize, va: Reg) {
+    /// Calls for an instruction to be logged, whose address is in a register. Gives a jump for where it was: in RDX is what makes
+    /// a host address then.
+    pub(crate) fn log(&mut self, insn: usize, va: Reg) -> Jump {
         let i = self.forms[insn];
         if matches!(noted(&i), Some(Noted::Store(Stored { told: true, .. }))) {
             const VALUE: Rm = word(offset_of!(Frame, value));
@@ -98,8 +98,9 @@ impl Body<'_> {
             self.asm.store(VALUE, from);
         }
         self.asm.load(RDX, va);
-        self.asm.constant(RCX, Site::new(self.number, insn).0.into());
+        self.asm.constant(RCX, u64::from(Site::new(self.number, insn).0) + 1);
         self.asm.go(0xE8, self.thunks.record);
+        self.asm.jump(0xE9)
     }
 
     /// An instruction that flushes a line, where those of watched memory are logged.
@@ -108,10 +109,7 @@ impl Body<'_> {
             Address::In(reg) => reg,
             Address::Known(_) => RAX,
         };
-        self.log(self.current, va);
-        let refused = self.asm.jump(0xE3);
-        let done = self.asm.jump(0xE9);
-        self.asm.land(refused);
+        let done = self.log(self.current, va);
         self.slow();
         self.asm.land(done);
         Some(())
@@ -123,33 +121,32 @@ fn inner(offset: usize) -> Rm {
     Rm::Base(RSP, offset as i32 - Frame::BASE as i32 + 8)
 }
 
-/// A function of translated code: called with a site in ECX and a linear address in RDX, it logs what the instruction does
-/// there, and gives what the address lacks to a host address in RDX, and 1 in RCX. Or it gives 0 there, and nothing has
-/// happened.
+/// Bytes of the jump behind a call of [`write()`]'s function.
+const JUMP: i8 = 5;
+
+/// A function of translated code: called with a site's number and one in ECX and a linear address in RDX, it logs what the
+/// instruction does there, and gives what the address lacks to a host address in RDX. Or nothing has happened, and it
+/// returns behind the jump that follows its call. RCX is lost.
 pub(super) fn write(asm: &mut Asm) {
     const KEPT: usize = offset_of!(Frame, kept);
-    const LOG: usize = offset_of!(Frame, log);
-    let flags = inner(offset_of!(Frame, flags));
-    let site = inner(offset_of!(Frame, site));
-    // An entry of `Frame::sites`, whose offset there is in RAX.
+    const NEXT: usize = offset_of!(Frame, log) + 8;
+    // An entry of `Frame::sites`, whose offset there is in RBX.
     let quick = |offset: usize| {
         let disp = (offset_of!(Frame, sites) + offset) as i32 - Frame::BASE as i32 + 8;
-        Rm::Index(RSP, RAX, 0, disp)
+        Rm::Index(RSP, RBX, 0, disp)
     };
     let compare = |asm: &mut Asm, width, reg: Reg, with: Rm| asm.modrm(op(0x3B), width, reg.0, with);
     let mut refused = Vec::new();
 
     asm.store(inner(KEPT), RAX);
     asm.save_flags();
-    asm.store(flags, RAX);
-    asm.modrm(op(0x89), 4, RCX.0, site);
-    // movzx eax, cl; shl eax, 6
-    asm.modrm_byte(op2(0xB6), 4, RAX.0, RCX.into());
-    asm.modrm(op(0xC1), 4, 4, RAX);
+    asm.store(inner(KEPT + 8), RBX);
+    // movzx ebx, cl; shl ebx, 6
+    asm.modrm_byte(op2(0xB6), 4, RBX.0, RCX.into());
+    asm.modrm(op(0xC1), 4, 4, RBX);
     asm.immediate(1, size_of::<Quick>().trailing_zeros() as i32);
-    asm.lea(RCX, Rm::Base(RCX, 1));
     compare(asm, 4, RCX, quick(offset_of!(Quick, key)));
-    refused.push(asm.jump(0x85));
+    let unknown = asm.jump(0x85);
     asm.load(RCX, inner(offset_of!(Frame, unchanged)));
     compare(asm, 8, RCX, quick(offset_of!(Quick, unchanged)));
     refused.push(asm.jump(0x85));
@@ -157,36 +154,37 @@ pub(super) fn write(asm: &mut Asm) {
         compare(asm, 8, register, quick(offset_of!(Quick, stack) + 8 * n));
         refused.push(asm.jump(0x85));
     }
-    asm.load(RCX, quick(offset_of!(Quick, page)));
-    asm.lea(RCX, Rm::Index(RCX, RDX, 0, 0));
-    compare(asm, 8, RCX, quick(offset_of!(Quick, limit)));
-    refused.push(asm.jump(0x87));
-    // add ecx, at
-    asm.modrm(op(0x03), 4, RCX.0, quick(offset_of!(Quick, at)));
-    asm.store(inner(KEPT + 8), RBX);
-    asm.load(RBX, inner(LOG + 8));
-    compare(asm, 8, RBX, inner(LOG + 16));
-    let full = asm.jump(0x84);
-    let field = |offset: usize| Rm::Base(RBX, offset as i32);
-    asm.modrm(op(0x89), 4, RCX.0, field(offset_of!(Short, at)));
-    asm.modrm(op(0x8B), 4, RCX.0, inner(offset_of!(Frame, remaining)));
-    asm.modrm(op(0x89), 4, RCX.0, field(offset_of!(Short, left)));
-    asm.load(RCX, inner(offset_of!(Frame, value)));
-    asm.store(field(offset_of!(Short, data)), RCX);
-    asm.lea(RBX, field(size_of::<Short>()));
-    asm.store(inner(LOG + 8), RBX);
-    asm.load(RBX, inner(KEPT + 8));
+    // What comes next in the log, in RCX, and there the event.
+    asm.load(RCX, inner(NEXT));
+    compare(asm, 8, RCX, inner(NEXT + 8));
+    refused.push(asm.jump(0x84));
+    let field = |offset: usize| Rm::Base(RCX, offset as i32);
+    // The offset in the page, in RDX: it is taken back below.
+    asm.modrm(op(0x03), 8, RDX.0, quick(offset_of!(Quick, page)));
+    compare(asm, 8, RDX, quick(offset_of!(Quick, limit)));
+    let beyond = asm.jump(0x87);
+    asm.modrm(op(0x03), 4, RDX.0, quick(offset_of!(Quick, at)));
+    asm.modrm(op(0x89), 4, RDX.0, field(offset_of!(Short, at)));
+    asm.modrm(op(0x8B), 4, RDX.0, inner(offset_of!(Frame, remaining)));
+    asm.modrm(op(0x89), 4, RDX.0, field(offset_of!(Short, left)));
+    asm.load(RDX, inner(offset_of!(Frame, value)));
+    asm.store(field(offset_of!(Short, data)), RDX);
+    asm.lea(RCX, field(size_of::<Short>()));
+    asm.store(inner(NEXT), RCX);
     asm.load(RDX, quick(offset_of!(Quick, addend)));
-    asm.constant(RCX, 1);
-    asm.modrm(op2(0xB7), 4, RAX.0, flags);
+    asm.load(RBX, inner(KEPT + 8));
     asm.restore_flags();
     asm.load(RAX, inner(KEPT));
     asm.raw(&[0xC3]);
 
-    asm.land(full);
-    asm.load(RBX, inner(KEPT + 8));
+    asm.land(beyond);
+    // sub rdx, page
+    asm.modrm(op(0x2B), 8, RDX.0, quick(offset_of!(Quick, page)));
     refused.into_iter().for_each(|jump| asm.land(jump));
-    asm.modrm(op(0x8B), 4, RCX.0, site);
+    asm.modrm(op(0x8B), 4, RCX.0, quick(offset_of!(Quick, key)));
+    asm.land(unknown);
+    asm.load(RBX, inner(KEPT + 8));
+    asm.store(inner(offset_of!(Frame, flags)), RAX);
     write_call(asm);
 }
 
@@ -214,7 +212,12 @@ fn write_call(asm: &mut Asm) {
     asm.constant(RAX, record as extern "sysv64" fn(_, _, _) -> _ as usize as u64);
     asm.modrm(op(0xFF), 4, 2, RAX);
     asm.load(RSP, RBX);
-    asm.load(RCX, RAX);
+    // Where it was not logged, behind the jump: xor eax, 1; imul eax, eax, JUMP; add resume, rax
+    asm.modrm(op(0x83), 4, 6, RAX);
+    asm.immediate(1, 1);
+    asm.modrm(op(0x6B), 4, RAX.0, RAX);
+    asm.immediate(1, JUMP.into());
+    asm.modrm(op(0x01), 8, RAX.0, RESUME);
     asm.load(RBX, CPU);
     // What a function need not keep; RBX last.
     for (n, place) in PLACES.into_iter().enumerate() {
@@ -232,11 +235,11 @@ fn write_call(asm: &mut Asm) {
 }
 
 /// Has what an instruction does logged: gives 1 and what is to be added to its address, or 0.
-extern "sysv64" fn record(cpu: *mut Cpu, site: Site, va: u64) -> Departure {
+extern "sysv64" fn record(cpu: *mut Cpu, key: u32, va: u64) -> Departure {
     // SAFETY: `run_from` has put the vCPU's address there, and nobody else uses it while translated code runs.
     let cpu = unsafe { &mut *cpu };
     cpu.take_log();
-    let addend = cpu.record_site(site, va);
+    let addend = cpu.record_site(key, va);
     cpu.lend_log();
     Departure { reason: addend.is_some().into(), detail: addend.unwrap_or(0) }
 }
@@ -264,7 +267,8 @@ impl Cpu {
 
     /// Logs what translated code is about to do. Its registers are here, but for RIP and the flags. Gives host address minus
     /// linear address.
-    fn record_site(&mut self, site: Site, va: u64) -> Option<u64> {
+    fn record_site(&mut self, key: u32, va: u64) -> Option<u64> {
+        let site = Site(key.wrapping_sub(1));
         let now = self.stretch();
         let translator = self.shared.blocks.translator.as_ref()?;
         let translation = translator.at(site.translation());
@@ -309,8 +313,8 @@ impl Cpu {
             }
             (Some(short), _) => {
                 if self.is_told_by_the_stack(rip, now) {
-                    self.tlb.frame.sites[site.0 as usize % QUICK] = Quick {
-                        key: site.0 + 1,
+                    self.tlb.frame.sites[key as usize % QUICK] = Quick {
+                        key,
                         at: short.at - (va & 0xFFF) as u32,
                         unchanged: now,
                         stack: [self.gpr[usize::from(GUEST_STACK)], self.gpr[usize::from(GUEST_FRAME)]],
