@@ -21,7 +21,11 @@ impl Machine {
         if snapshot.keeps_dimms() {
             return Err(misfit("it has NV-DIMMs of its own, which a machine gets when it is made"));
         }
-        self.adopt(snapshot)
+        self.adopt(snapshot)?;
+        // With DIMMs to probe it rests once more, and goes on then with the code that was translated until then.
+        let probes = snapshot.since.is_none() && !self.board.nvdimms().plan().dimms.is_empty();
+        self.code = probes.then(CodeStock::default);
+        Ok(())
     }
 
     pub(super) fn adopt(&mut self, snapshot: &Snapshot) -> Result<()> {
@@ -91,6 +95,8 @@ impl Machine {
     /// [`Machine::snapshot_with_read_set`].
     pub fn witness(&mut self) {
         self.board.nvdimms_mut().listen(true);
+        // Code that was translated to be watched is no use to whoever is not.
+        self.code = None;
         self.witness = Some(Witness::new(&self.plan));
     }
 

@@ -46,3 +46,42 @@ impl Nvdimms {
         other.or_else(|| calls.last().filter(|_| !remembers)).map(|heard| &heard.call)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::Desk;
+
+    #[test]
+    fn dimms_that_answer_alike_are_told_from_others() {
+        let desk = Desk::new();
+        let open = || desk.open(&["a,size=16M"]).unwrap();
+        let mut first = open();
+        assert_eq!(first.answered(), None);
+        first.listen(true);
+        first.power_on().unwrap();
+        // Health, and the first bytes of the labels; the bus's functions.
+        desk.call(&mut first, 0x10, 1, &[]);
+        desk.call(&mut first, 0x10, 5, &[0, 0, 0, 0, 8, 0, 0, 0]);
+        desk.call(&mut first, 0, 0, &[]);
+        let calls = first.answered().unwrap().to_vec();
+        assert_eq!(calls.len(), 3);
+        let memory = first.bus().memory();
+        first.power_off().unwrap();
+        drop(first);
+        let otherwise = |memory: &_| open().answers_otherwise(&calls, memory).map(|call| call.function);
+        assert_eq!(otherwise(&memory), None);
+
+        // A label that was not read, one that was, and a run that ended without a word.
+        for (offset, expected) in [(8_u32, None), (7, Some(5))] {
+            let mut nvdimms = open();
+            nvdimms.listen(true);
+            let input = [&offset.to_le_bytes()[..], &1_u32.to_le_bytes(), b"x"].concat();
+            desk.call(&mut nvdimms, 0x10, 6, &input);
+            assert_eq!(nvdimms.answered(), None, "more than a question");
+            drop(nvdimms);
+            assert_eq!(otherwise(&memory), expected, "{offset}");
+        }
+        open().power_on().unwrap();
+        assert_eq!(otherwise(&memory), Some(1));
+    }
+}

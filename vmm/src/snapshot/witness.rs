@@ -220,3 +220,91 @@ impl Witness {
         Some(ReadSet { calls, looked_at, carried })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layout::MIB;
+    use engine::event::StoreKind;
+
+    const DIMM: u64 = 4 << 30;
+    const PAGE_CACHE: u64 = 0x5000;
+    const RIP: u64 = 0x100;
+
+    fn witness() -> Witness {
+        Witness::new(&MemoryPlan::new(64 * MIB, &[16 * MIB]).unwrap())
+    }
+
+    fn event(rip: u64, kind: EventKind) -> Event {
+        Event { vcpu: 0, rip, instruction: 0, time: 0, place: 0, kind }
+    }
+
+    fn load(rip: u64, addr: u64, len: u8) -> Event {
+        event(rip, EventKind::Load { addr, len })
+    }
+
+    fn store(rip: u64, addr: u64, len: u8) -> Event {
+        event(rip, EventKind::Store { addr, data: [0; 64], len, kind: StoreKind::Cached })
+    }
+
+    /// REP MOVSQ of 32 bytes from the DIMM's begin to a page.
+    fn carrying() -> Witness {
+        let mut witness = witness();
+        witness.current = Some(Move { vcpu: 0, rip: RIP, from: DIMM..DIMM + 32, to: PAGE_CACHE });
+        for at in (0..32).step_by(8) {
+            witness.see(&load(RIP, DIMM + at, 8));
+            witness.see(&store(RIP, PAGE_CACHE + at, 8));
+        }
+        assert!(witness.looked_at.is_empty() && !witness.spoilt);
+        assert_eq!(witness.carried.len(), 32);
+        witness
+    }
+
+    fn looked_at(witness: &Witness) -> Vec<u64> {
+        witness.looked_at.iter().map(|address| address - DIMM).collect()
+    }
+
+    #[test]
+    fn what_is_carried_counts_where_it_is_looked_at() {
+        let mut witness = carrying();
+        witness.see(&load(1, PAGE_CACHE + 6, 4));
+        assert_eq!(looked_at(&witness), [6, 7, 8, 9]);
+        // Written over; what is loaded there is the DIMM's no longer.
+        witness.see(&store(2, PAGE_CACHE + 16, 8));
+        witness.see(&load(3, PAGE_CACHE + 16, 8));
+        witness.see(&load(3, PAGE_CACHE + 32, 8));
+        assert_eq!((looked_at(&witness).len(), witness.carried.len()), (4, 24));
+        assert!(!witness.spoilt);
+    }
+
+    #[test]
+    fn what_does_not_go_straight_to_ram_is_looked_at() {
+        // An instruction that was not foreseen; the foreseen one by another vCPU, from elsewhere, and to elsewhere.
+        for (vcpu, rip, from, to) in
+            [(0, 1, 0, 0), (1, RIP, 0, 0), (0, RIP, 64, 0), (0, RIP, 28, 28), (0, RIP, 0, 8), (0, RIP, 8, 0)]
+        {
+            let mut witness = witness();
+            witness.current = Some(Move { vcpu: 0, rip: RIP, from: DIMM..DIMM + 32, to: PAGE_CACHE });
+            witness.see(&Event { vcpu, ..load(rip, DIMM + from, 8) });
+            witness.see(&Event { vcpu, ..store(rip, PAGE_CACHE + to, 8) });
+            let expected: Vec<u64> = (from..from + 8).collect();
+            assert_eq!(looked_at(&witness), expected, "{vcpu} {rip} {from} {to}");
+            assert!(witness.carried.is_empty());
+        }
+    }
+
+    #[test]
+    fn what_is_never_stored_is_looked_at() {
+        let mut witness = carrying();
+        witness.see(&load(RIP, DIMM, 8));
+        witness.look_at_loaded();
+        assert_eq!(looked_at(&witness).len(), 8);
+    }
+
+    #[test]
+    fn a_store_to_a_dimm_is_more_than_a_look() {
+        let mut witness = carrying();
+        witness.see(&store(1, DIMM + (1 << 20), 1));
+        assert!(witness.spoilt);
+    }
+}
