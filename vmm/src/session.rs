@@ -208,8 +208,7 @@ impl<'a> Session<'a> {
                 }
             }
             let exit = processor.run(entry)?;
-            if let Some(witness) = &self.witness {
-                let mut witness = witness.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(mut witness) = self.witness() {
                 witness.after_run(exit, &*self.partition, processor, self.board().memory())?;
                 // What only it wants to know is no exit of the machine's.
                 if matches!(exit.kind, ExitKind::UnknownPlace | ExitKind::EventsFull) {
@@ -250,6 +249,10 @@ impl<'a> Session<'a> {
 
     fn recorder(&self) -> Option<MutexGuard<'_, &'a mut Recorder>> {
         self.recorder.as_ref().map(|recorder| recorder.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn witness(&self) -> Option<MutexGuard<'_, &'a mut Witness>> {
+        self.witness.as_ref().map(|witness| witness.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Somebody rings when so much guest time has passed as it does for the host; where the run is over by then, nobody hears.
@@ -373,6 +376,9 @@ impl<'a> Session<'a> {
         for range in touched {
             if let Some(mut recorder) = self.recorder() {
                 recorder.device_wrote(&range, &*self.partition)?;
+            }
+            if let Some(mut witness) = self.witness() {
+                witness.device_wrote(&range);
             }
             self.partition.memory_written(range);
         }

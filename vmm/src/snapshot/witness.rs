@@ -188,6 +188,12 @@ impl Witness {
         }
     }
 
+    /// A device has written memory, past the engine: what was carried there is gone.
+    pub fn device_wrote(&mut self, range: &Range<u64>) {
+        self.spoilt |= self.zones.iter().any(|zone| zone.start < range.end && range.start < zone.end);
+        self.carried.retain(|byte, _| !range.contains(byte));
+    }
+
     /// What was loaded and did not go straight to where it was expected is known to the guest.
     fn look_at_loaded(&mut self) {
         self.looked_at.extend(self.loaded.take().into_iter().flatten());
@@ -274,6 +280,8 @@ mod tests {
         witness.see(&load(3, PAGE_CACHE + 16, 8));
         witness.see(&load(3, PAGE_CACHE + 32, 8));
         assert_eq!((looked_at(&witness).len(), witness.carried.len()), (4, 24));
+        witness.device_wrote(&(PAGE_CACHE..PAGE_CACHE + 4));
+        assert_eq!(witness.carried.len(), 20);
         assert!(!witness.spoilt);
     }
 
