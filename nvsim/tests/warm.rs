@@ -103,7 +103,8 @@ fn a_dimm_that_has_changed_is_probed_anew() {
     let trace = |name: &str| nvsim(folder.path(), &["trace", "show", name]).ok();
     assert_eq!(trace("a.nvt"), trace("b.nvt"));
 
-    // The cut has been counted as a dirty shutdown.
+    // The cut has been counted as a dirty shutdown; the next one was a clean one again.
+    begins("booted", "true");
     begins("booted", "true");
     begins("probed", "ndctl inject-smart --media-temperature=60 nmem0 > /dev/null");
     begins("booted", "true");
@@ -144,7 +145,7 @@ fn a_damaged_snapshot_is_told_and_not_used() {
     let store =
         std::env::var_os("XDG_CACHE_HOME").map_or_else(|| Path::new(&home).join(".cache"), Into::into);
     // The same images, but no snapshots.
-    common::nvsim(folder.path(), &["image", "build", "dax"]).ok();
+    nvsim(folder.path(), &["image", "build", "dax"]).ok();
     fs::create_dir_all(cache.join("nvsim")).unwrap();
     for entry in fs::read_dir(store.join("nvsim")).unwrap().flatten() {
         if entry.file_name() != "snapshots" {
@@ -196,8 +197,8 @@ fn a_warm_start_has_little_to_do() {
     let after = ran.summary["instructions"].as_u64().unwrap() - rested;
     let calls = ran.stderr.lines().filter(|line| line.contains("a DSM call")).count();
     println!("{after} instructions after the snapshot, {calls} calls of DIMMs and their bus");
-    assert!(after < AFTER && calls < 30, "{after} instructions, {calls} calls");
+    assert!(after < AFTER && calls < 15, "{after} instructions, {calls} calls");
 }
 
 /// Instructions from the snapshot to the power-off of a run with one DIMM of 64 MiB.
-const AFTER: u64 = 13_000_000;
+const AFTER: u64 = 12_000_000;
