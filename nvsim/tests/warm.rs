@@ -30,7 +30,9 @@ fn cold_and_warm(seed: &str, command: &str, args: &[&str], dimm: Option<&str>) {
         if dimm.is_some() { &["cold", "cold", "booted", "probed"][..] } else { &["cold", "cold", "booted"] };
     let mut first = None;
     for (n, start) in starts.iter().enumerate() {
-        let _ = fs::remove_file(folder.path().join("d.nvd"));
+        for file in ["d.nvd", "e.nvd"] {
+            let _ = fs::remove_file(folder.path().join(file));
+        }
         let mut args = [args, &["--hash", "--seed", seed]].concat();
         args.extend(dimm.iter().flat_map(|dimm| ["--nvdimm", dimm]));
         args.extend((n == 0).then_some("--cold"));
