@@ -132,7 +132,7 @@ impl Image {
         for range in plan.ram() {
             let region = memory.find_region(GuestAddress(range.start)).ok_or(io::ErrorKind::NotFound)?;
             let len = range.end - range.start;
-            copy.own_pages(done, region, len, base)?;
+            copy.own_pages(done, region, len)?;
             done += len;
         }
         Ok(copy.finish().above(base))
@@ -249,27 +249,24 @@ impl Copy {
         Ok(())
     }
 
-    /// Puts the pages of a mapping that its owner has written since it was mapped from `base`, and those between them where
-    /// there are few: each run is a mapping of its own when it is restored.
-    fn own_pages(&mut self, at: u64, region: &GuestRegionMmap<()>, len: u64, base: &Image) -> io::Result<()> {
+    /// Puts the pages of a mapping that its owner has written since it was mapped, and those between them where there are few:
+    /// each run is a mapping of its own when it is restored.
+    fn own_pages(&mut self, at: u64, region: &GuestRegionMmap<()>, len: u64) -> io::Result<()> {
         let touched = Touched::of(region.get_mmap().as_ptr() as u64, len);
-        let mut page = [0_u8; PAGE as usize];
-        let mut end = 0;
+        let mut runs: Vec<Range<u64>> = Vec::new();
         for n in (0..len).step_by(PAGE as usize).filter(|&n| touched.contains(n)) {
-            let read = |page: &mut [u8], n| {
-                region.read_slice(page, MemoryRegionAddress(n)).map_err(io::Error::other)
-            };
-            read(&mut page, n)?;
-            if !base.covers(at + n) && page.iter().all(|&byte| byte == 0) {
-                continue;
+            match runs.last_mut() {
+                Some(last) if n - last.end <= GAP => last.end = n + PAGE,
+                _ => runs.push(n..n + PAGE),
             }
-            if end > 0 && n - end <= GAP {
-                let mut between = vec![0; (n - end) as usize];
-                read(&mut between, end)?;
-                self.bytes(at + end, &between)?;
+        }
+        let mut piece = vec![0; CHUNK];
+        for run in runs {
+            for n in run.clone().step_by(CHUNK) {
+                let piece = &mut piece[..CHUNK.min((run.end - n) as usize)];
+                region.read_slice(piece, MemoryRegionAddress(n)).map_err(io::Error::other)?;
+                self.bytes(at + n, piece)?;
             }
-            self.bytes(at + n, &page)?;
-            end = n + PAGE;
         }
         Ok(())
     }
