@@ -1,8 +1,8 @@
 //! What host and agent say to each other.
 //!
 //! The agent says [`FromGuest::Booted`] when all is done that depends neither on the request nor on what the NV-DIMMs
-//! hold: a point of rest, from which the host may start other runs. It says [`Hello`] when the DIMMs are probed. The host
-//! then sends its [`Request`], in parts, because a script may be longer than a frame. The agent mounts what is to be
+//! hold: a point of rest, from which the host may start other runs. When the DIMMs are probed it says
+//! [`FromGuest::Probed`], another such point for runs whose DIMMs it has found alike, and then [`Hello`]. The host then sends its [`Request`], in parts, because a script may be longer than a frame. The agent mounts what is to be
 //! mounted, says [`Ready`](FromGuest::Ready), runs what it was asked to, passes on its output, unmounts, says [`Exited`],
 //! and powers the machine off.
 
@@ -144,6 +144,8 @@ pub enum FromGuest {
     Exited(Exited),
     /// The kernel and the drivers are up; nothing has looked at the NV-DIMMs yet.
     Booted,
+    /// The NV-DIMMs are probed; nothing is mounted yet. Not said where there are none.
+    Probed,
 }
 
 /// From the host to the agent.
@@ -179,6 +181,7 @@ impl FromGuest {
             Self::Exited(Exited::Status(status)) => frame::encode(6, &[0, *status], out),
             Self::Exited(Exited::Signal(signal)) => frame::encode(6, &[1, *signal], out),
             Self::Booted => frame::encode(7, &[], out),
+            Self::Probed => frame::encode(8, &[], out),
         }
     }
 
@@ -200,6 +203,7 @@ impl FromGuest {
                 _ => return None,
             },
             7 => Self::Booted,
+            8 => Self::Probed,
             _ => return None,
         })
     }
@@ -380,6 +384,7 @@ pub(crate) mod tests {
             any::<u8>().prop_map(|status| FromGuest::Exited(Exited::Status(status))),
             any::<u8>().prop_map(|signal| FromGuest::Exited(Exited::Signal(signal))),
             Just(FromGuest::Booted),
+            Just(FromGuest::Probed),
         ]
     }
 

@@ -93,6 +93,11 @@ impl Dimm {
         }
     }
 
+    /// Whether [`Dimm::take_changes`] would give any.
+    pub fn is_changed(&self) -> bool {
+        !self.changes.is_empty()
+    }
+
     /// What changed since the last call.
     pub fn take_changes(&mut self) -> Changes {
         std::mem::take(&mut self.changes)

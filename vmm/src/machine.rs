@@ -1,9 +1,10 @@
 //! The machine: put together from what was asked for or from a snapshot, switched on, rebooted as often as its guest
 //! likes, until the run is over or it rests.
 
+mod kept;
+
 use std::fmt::Debug;
 use std::net::TcpListener;
-use std::path::PathBuf;
 
 use engine::cpuid::{CpuModel, CpuidTable};
 use engine::{CodeStock, Engine, GuestMemory, PartitionSpec};
@@ -12,8 +13,8 @@ use vm_memory::{Bytes, GuestAddress};
 use crate::acpi::{self, AcpiSpec};
 use crate::board::{Board, BoardSpec};
 use crate::boot::{self, BootSpec, Kernel};
+use crate::devices::SerialBackend;
 use crate::devices::virtio::DiskSpec;
-use crate::devices::{SerialBackend, Snapshot as _};
 use crate::gdb::Gdb;
 use crate::layout::{ACPI_TABLES, MemoryPlan};
 use crate::nvdimm::{Nvdimms, OpenDimms};
@@ -22,7 +23,7 @@ use crate::recording::{RecordReport, RecordSpec, Recorder};
 use crate::remote::Remote;
 use crate::rest::Processors;
 use crate::session::{End, Session};
-use crate::snapshot::{Image, Snapshot, State, misfit};
+use crate::snapshot::{Image, Snapshot, Witness, misfit};
 use crate::transcript::Transcript;
 use crate::{Error, Result, memory};
 
@@ -106,8 +107,10 @@ pub struct Machine {
     on: bool,
     /// Where it goes on; none when it is to be powered up.
     rested: Option<(PartitionSpec, Processors)>,
-    /// What RAM was mapped from.
-    base: Option<Image>,
+    /// What RAM was mapped from, and the sum of the snapshot that this is of.
+    base: Option<(Image, Option<[u8; 32]>)>,
+    /// Sees what the guest learns of its DIMMs.
+    witness: Option<Witness>,
     /// Code that it shares with the other machines of its snapshot.
     code: Option<CodeStock>,
     /// What is recorded of the next run.
@@ -148,6 +151,7 @@ impl Machine {
             on: false,
             rested: None,
             base: None,
+            witness: None,
             code: None,
             recorder: None,
             gdb: None,
@@ -184,49 +188,6 @@ impl Machine {
         Ok(machine)
     }
 
-    /// Lets a machine that is switched off go on where another one rested, instead of being powered up. The console is
-    /// told again all that the guest has said since power-up. The DIMMs must be as the guest was told of them; what they
-    /// hold it has not looked at yet.
-    ///
-    /// # Errors
-    /// [`Error::Misfit`] if the guest was told of another machine; this one is then as it was.
-    pub fn go_on_from(&mut self, snapshot: &Snapshot) -> Result<()> {
-        if snapshot.keeps_dimms() {
-            return Err(misfit("it has NV-DIMMs of its own, which a machine gets when it is made"));
-        }
-        self.adopt(snapshot)
-    }
-
-    fn adopt(&mut self, snapshot: &Snapshot) -> Result<()> {
-        let state = &snapshot.state;
-        if self.on || self.board.has_disks() {
-            return Err(misfit("the machine is under power, or has disks"));
-        }
-        let (own, its) = ((self.spec.vcpus, self.spec.ram), (state.partition.vcpus, state.ram));
-        if own != its {
-            let reason = format!(
-                "it has {} processors and {} bytes of RAM, not {} and {}",
-                its.0, its.1, own.0, own.1
-            );
-            return Err(misfit(reason));
-        }
-        let (own, its) = (self.spec.cpu, state.partition.cpuid.model());
-        if own != its {
-            return Err(misfit(format!("its processors are {its}, not {own}; give --cpu {its}")));
-        }
-        if *blake3::hash(&self.tables()?).as_bytes() != state.tables {
-            return Err(misfit("its guest was told of other NV-DIMMs; give those with which it was taken"));
-        }
-        memory::fill_ram(&self.plan, &self.memory, Some(&snapshot.memory))?;
-        self.board.restore(state.board.clone())?;
-        self.board.tell_console(state.said.all());
-        self.transcript.restore(state.said.clone());
-        self.statistics = state.statistics.clone();
-        self.base = Some(snapshot.memory.clone());
-        self.rested = Some((state.partition.clone(), state.processors.clone()));
-        Ok(())
-    }
-
     /// BLAKE3 of all that decides what the guest does until it looks at what its DIMMs and disks hold, but for the engine
     /// and the contents of the kernel's and the initial RAM disk's file.
     ///
@@ -243,54 +204,6 @@ impl Machine {
         hasher.update(blake3::hash(boot.command_line.as_bytes()).as_bytes());
         hasher.update(blake3::hash(&self.tables()?).as_bytes());
         Ok(*hasher.finalize().as_bytes())
-    }
-
-    /// Keeps the machine as it rests, copies of its DIMMs included.
-    ///
-    /// # Errors
-    /// [`Error::NoSnapshot`] if it does not rest, or has disks; or the host refuses.
-    pub fn snapshot(&self) -> Result<Snapshot> {
-        let dimms = self.board.nvdimms().images()?;
-        self.keep((!dimms.is_empty()).then_some(dimms))
-    }
-
-    /// Keeps the machine as it rests, without what its DIMMs hold, which its guest cannot know yet.
-    ///
-    /// # Errors
-    /// As [`Machine::snapshot`]; and if the guest has looked at the DIMMs.
-    pub fn snapshot_without_dimms(&self) -> Result<Snapshot> {
-        if !self.board.nvdimms().are_unknown_to_guest() {
-            let reason = "the guest has looked at its NV-DIMMs, so they have to be part of it".to_owned();
-            return Err(Error::NoSnapshot { reason });
-        }
-        self.keep(None)
-    }
-
-    fn keep(&self, dimms: Option<Vec<(PathBuf, Image)>>) -> Result<Snapshot> {
-        let refused = |reason: &str| Error::NoSnapshot { reason: reason.to_owned() };
-        let (partition, processors) =
-            self.rested.clone().ok_or_else(|| refused("it does not rest between two instructions"))?;
-        if self.board.has_disks() {
-            return Err(refused(
-                "it has disks, which could be changed behind its guest's back; leave them out",
-            ));
-        }
-        let bytes = self.spec.ram;
-        let memory = Image::of_ram(&self.plan, &self.memory, self.base.as_ref())
-            .map_err(|source| Error::Map { bytes, source })?;
-        let state = State {
-            partition,
-            ram: self.spec.ram,
-            boot: self.spec.boot.clone(),
-            wall_clock: self.spec.wall_clock,
-            tables: *blake3::hash(&self.tables()?).as_bytes(),
-            processors,
-            board: self.board.save(),
-            statistics: Statistics { processors: Vec::new(), ..self.statistics.clone() },
-            said: self.transcript.save(),
-            note: String::new(),
-        };
-        Ok(Snapshot { state, memory, dimms, code: CodeStock::default() })
     }
 
     /// Waits until gdb connects; the next run stands still until gdb lets it go on.
@@ -442,6 +355,8 @@ impl Machine {
                     }
                     memory::fill_ram(&self.plan, &self.memory, None)?;
                     self.base = None;
+                    self.witness = None;
+                    self.board.nvdimms_mut().listen(false);
                 }
             }
         };
@@ -490,9 +405,13 @@ impl Machine {
             let time = self.statistics.guest_time.saturating_sub(start.so_far().guest_time);
             recorder.attach(&*built.partition, self.board.nvdimms_mut(), (earlier, time), limit)?;
         }
+        if let Some(witness) = &mut self.witness {
+            witness.attach(&*built.partition);
+        }
         let interactive = self.spec.interactive;
         let session = Session::new(&mut self.board, built.partition, &self.remote, interactive, recorder)
-            .debugged(self.gdb.as_mut());
+            .debugged(self.gdb.as_mut())
+            .witnessed(self.witness.as_mut());
         let (end, processors) = session.run(built.seats, start, &mut self.statistics)?;
         self.rested = processors.map(|processors| (spec.clone(), processors));
         Ok(end)

@@ -1,5 +1,7 @@
 //! Guest memory: anonymous host memory for RAM, and whatever the NV-DIMMs bring for persistent ranges.
 
+use std::fs::File;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
@@ -49,8 +51,12 @@ pub fn fill_ram(plan: &MemoryPlan, memory: &GuestMemory, image: Option<&Image>) 
     for range in plan.ram() {
         let bytes = range.end - range.start;
         let Some(region) = memory.find_region(GuestAddress(range.start)) else { continue };
-        replace(&region.get_mmap(), image.map(|image| (image, done)))
-            .map_err(|source| Error::Map { bytes, source })?;
+        let mapping = region.get_mmap();
+        let filled = match image {
+            None => map_over(&mapping, 0..bytes, None),
+            Some(image) => lay_image(&mapping, image, done),
+        };
+        filled.map_err(|source| Error::Map { bytes, source })?;
         done += bytes;
     }
     Ok(())
@@ -85,34 +91,52 @@ pub fn is_touched(region: &PersistentRegion) -> bool {
     let mapping = region.get_mmap();
     let count = region.len().div_ceil(PAGE);
     let mut entries = vec![0; 8 * count as usize];
-    let read = std::fs::File::open("/proc/self/pagemap")
+    let read = File::open("/proc/self/pagemap")
         .and_then(|map| map.read_exact_at(&mut entries, mapping.as_ptr() as u64 / PAGE * 8));
     // Linux, Documentation/admin-guide/mm/pagemap.rst: the top byte has the bits for present and swapped.
     read.is_err() || entries.chunks_exact(8).any(|entry| entry[7] & 0xC0 != 0)
 }
 
-/// Puts zeros, or a part of an image, where a mapping is.
+/// Puts a part of an image, from `at` on, where a mapping is: what it lies above, then its own runs.
+fn lay_image(mapping: &MmapRegion<()>, image: &Image, at: u64) -> std::io::Result<()> {
+    let whole = 0..mapping.size() as u64;
+    if at + whole.end > image.extents.len {
+        return Err(std::io::ErrorKind::UnexpectedEof.into());
+    }
+    let (file, base) = image.place();
+    let Some(under) = image.under() else { return map_over(mapping, whole, Some((file, base + at))) };
+    lay_image(mapping, under, at)?;
+    image.extents.runs.iter().try_for_each(|run| {
+        let (start, end) = (run.start.max(at), run.end.min(at + whole.end));
+        if start < end { map_over(mapping, start - at..end - at, Some((file, base + start))) } else { Ok(()) }
+    })
+}
+
+/// Maps zeros, or a file from an offset on, over a part of a mapping.
 #[expect(unsafe_code, reason = "a mapping is replaced in place")]
-fn replace(mapping: &MmapRegion<()>, image: Option<(&Image, u64)>) -> std::io::Result<()> {
+fn map_over(
+    mapping: &MmapRegion<()>,
+    part: Range<u64>,
+    file: Option<(&Arc<File>, u64)>,
+) -> std::io::Result<()> {
     let flags = libc::MAP_PRIVATE | libc::MAP_NORESERVE | libc::MAP_FIXED;
-    let (flags, file, offset) = match image {
+    let (flags, file, offset) = match file {
         None => (flags | libc::MAP_ANONYMOUS, -1, 0),
-        Some((image, at)) => {
-            let (file, base) = image.place();
-            if at + mapping.size() as u64 > image.extents.len {
-                return Err(std::io::ErrorKind::UnexpectedEof.into());
-            }
-            let offset = i64::try_from(base + at).map_err(|_| std::io::ErrorKind::InvalidInput)?;
+        Some((file, offset)) => {
+            let offset = i64::try_from(offset).map_err(|_| std::io::ErrorKind::InvalidInput)?;
             (flags, file.as_raw_fd(), offset)
         }
     };
-    // SAFETY: the range is exactly one live private mapping of ours, and is unmapped as a whole when it goes; Rust holds no
+    if part.start > part.end || part.end > mapping.size() as u64 {
+        return Err(std::io::ErrorKind::InvalidInput.into());
+    }
+    // SAFETY: the range is within one live private mapping of ours, which is unmapped as a whole when it goes; Rust holds no
     // references into it, as guest memory is only ever reached through volatile accesses. An image's file is as long as
     // the image says, and nobody shortens it.
     let mapped = unsafe {
         libc::mmap(
-            mapping.as_ptr().cast(),
-            mapping.size(),
+            mapping.as_ptr().add(part.start as usize).cast(),
+            (part.end - part.start) as usize,
             libc::PROT_READ | libc::PROT_WRITE,
             flags,
             file,

@@ -20,6 +20,7 @@ use crate::recording::{Recorder, mark_name};
 use crate::remote::{Remote, StopReason};
 use crate::rest::{Processors, Rest};
 use crate::sight::Stand;
+use crate::snapshot::Witness;
 use crate::{Error, Result};
 
 /// How a session ended.
@@ -62,6 +63,8 @@ pub struct Session<'a> {
     rest: Rest,
     /// Who debugs the one seat, if anybody does.
     gdb: Mutex<Option<&'a mut Gdb>>,
+    /// Sees what the guest learns of its NV-DIMMs, where nobody records.
+    witness: Option<Mutex<&'a mut Witness>>,
 }
 
 impl<'a> Session<'a> {
@@ -84,12 +87,18 @@ impl<'a> Session<'a> {
             ended: AtomicU8::new(RUNS),
             rest: Rest::default(),
             gdb: Mutex::new(None),
+            witness: None,
         }
     }
 
     /// With a debugger, which needs all vCPUs in one seat.
     pub fn debugged(self, gdb: Option<&'a mut Gdb>) -> Self {
         Self { gdb: Mutex::new(gdb), ..self }
+    }
+
+    /// With a witness.
+    pub fn witnessed(self, witness: Option<&'a mut Witness>) -> Self {
+        Self { witness: witness.map(Mutex::new), ..self }
     }
 
     /// Runs all seats from a start to the end and adds to the statistics. Gives the processors where they can go on.
@@ -199,6 +208,14 @@ impl<'a> Session<'a> {
                 }
             }
             let exit = processor.run(entry)?;
+            if let Some(mut witness) = self.witness() {
+                witness.after_run(exit, &*self.partition, processor, self.board().memory())?;
+                // What only it wants to know is no exit of the machine's.
+                if matches!(exit.kind, ExitKind::UnknownPlace | ExitKind::EventsFull) {
+                    entry = Entry::Resume;
+                    continue;
+                }
+            }
             statistics.count(&exit.kind);
             last = exit.vcpu;
             if let Some(mut recorder) = self.recorder()
@@ -232,6 +249,10 @@ impl<'a> Session<'a> {
 
     fn recorder(&self) -> Option<MutexGuard<'_, &'a mut Recorder>> {
         self.recorder.as_ref().map(|recorder| recorder.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn witness(&self) -> Option<MutexGuard<'_, &'a mut Witness>> {
+        self.witness.as_ref().map(|witness| witness.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Somebody rings when so much guest time has passed as it does for the host; where the run is over by then, nobody hears.
@@ -355,6 +376,9 @@ impl<'a> Session<'a> {
         for range in touched {
             if let Some(mut recorder) = self.recorder() {
                 recorder.device_wrote(&range, &*self.partition)?;
+            }
+            if let Some(mut witness) = self.witness() {
+                witness.device_wrote(&range);
             }
             self.partition.memory_written(range);
         }

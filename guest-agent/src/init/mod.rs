@@ -49,6 +49,8 @@ fn serve(channel: &mut Channel, signals: &mut Signals, mut troubles: Vec<String>
     channel.flush();
     if dimms {
         troubles.extend(setup::bring_devices());
+        channel.send(&FromGuest::Probed);
+        channel.flush();
     }
     channel.send(&FromGuest::Hello(Hello {
         version: VERSION,

@@ -10,8 +10,11 @@ use guest_agent::{Fs, Pmem};
 use super::job::ENVIRONMENT;
 use super::sys;
 
-/// As much of a device is read to tell what is on it: past the superblocks of all that keeps one near the front.
+/// As much of a device is read to tell that it is empty: past the superblocks of all that keeps one near the front.
 const PROBED: usize = 128 << 10;
+
+/// As much of it is read first: enough to know the file systems that we mount. What more is read, mounting drops again.
+const FRONT: usize = 4 << 10;
 
 /// Below this, mkfs.xfs makes no file system unless told that nobody supports it.
 const XFS_SMALLEST_SUPPORTED: u64 = 300 << 20;
@@ -93,10 +96,19 @@ pub fn bring_up(wanted: &[Pmem], format: bool, mut log: impl FnMut(String)) {
 
 fn bring_up_one(device: &str, pmem: Pmem, format: bool) -> io::Result<Vec<String>> {
     let node = format!("/dev/{device}");
+    let mut device_file = File::open(&node)?;
     let mut front = Vec::with_capacity(PROBED);
-    File::open(&node)?.take(PROBED as u64).read_to_end(&mut front)?;
+    let mut holds = Holds::Nothing;
+    for len in [FRONT, PROBED] {
+        (&mut device_file).take((len - front.len()) as u64).read_to_end(&mut front)?;
+        holds = probe(&front);
+        if matches!(holds, Holds::FileSystem(_)) {
+            break;
+        }
+    }
+    drop(device_file);
     let mut told = Vec::new();
-    let fs = match (probe(&front), mkfs(pmem.fs, &node, size_of(device))) {
+    let fs = match (holds, mkfs(pmem.fs, &node, size_of(device))) {
         (Holds::FileSystem(fs), _) => fs,
         (Holds::Nothing, Some(command)) if format => {
             run(&command)?;

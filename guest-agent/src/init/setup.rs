@@ -35,6 +35,10 @@ const NVDIMMS: &str = "ACPI0012:00";
 /// Modules that bring devices with contents, not drivers for them: the NV-DIMMs appear with this one.
 const BRINGS_DEVICES: &str = "nfit";
 
+/// Its parameters. It asks the firmware anew for each function of a DIMM that it has heard of; these are the ones that there
+/// are (nvdimm-model, `dsm::intel`): health, thresholds, labels, latch, injection.
+const NFIT_PARAMETERS: &str = "override_dsm_mask=0x60476";
+
 /// Mounts the kernel's file systems, names the machine, loads drivers. Gives what went wrong; a guest with less than all
 /// of it is still worth having.
 pub fn setup() -> Vec<String> {
@@ -112,10 +116,12 @@ pub fn bring_devices() -> Vec<String> {
 fn load_modules(troubles: &mut Vec<String>, wanted: impl Fn(&str) -> bool) {
     for path in fs::read_to_string(MODULE_LIST).unwrap_or_default().lines() {
         let file = Path::new(path).file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        if !wanted(file.split_once('.').map_or(file, |(name, _)| name)) {
+        let name = file.split_once('.').map_or(file, |(name, _)| name);
+        if !wanted(name) {
             continue;
         }
-        match File::open(path).and_then(|file| sys::load_module(&file)) {
+        let parameters = if name == BRINGS_DEVICES { NFIT_PARAMETERS } else { "" };
+        match File::open(path).and_then(|file| sys::load_module(&file, parameters)) {
             Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
                 troubles.push(format!("cannot load {path}: {e}"))
             }

@@ -47,9 +47,10 @@ pub fn unmount(target: &Path, lazy: bool) -> io::Result<()> {
 }
 
 /// Loads an uncompressed module.
-pub fn load_module(file: &File) -> io::Result<()> {
-    // SAFETY: finit_module(2) takes a descriptor, a NUL-terminated string and flags.
-    let result = unsafe { libc::syscall(libc::SYS_finit_module, file.as_raw_fd(), c"".as_ptr(), 0) };
+pub fn load_module(file: &File, parameters: &str) -> io::Result<()> {
+    let parameters = c_string(parameters)?;
+    // SAFETY: finit_module(2) takes a descriptor, a NUL-terminated string that lives through the call, and flags.
+    let result = unsafe { libc::syscall(libc::SYS_finit_module, file.as_raw_fd(), parameters.as_ptr(), 0) };
     check(result as libc::c_int)?;
     Ok(())
 }

@@ -9,7 +9,7 @@ mod intel;
 mod root;
 
 pub use intel::{FAMILY as INTEL_FAMILY, MAX_LABEL_TRANSFER, functions as intel_functions};
-pub use root::{Bus, BusMemory, FAMILY as ROOT_FAMILY, Region};
+pub use root::{Bus, BusMemory, FAMILY as ROOT_FAMILY, Region, functions as root_functions};
 
 /// Largest input or answer of any function here, in bytes.
 pub const MAX_TRANSFER: usize = 4080;

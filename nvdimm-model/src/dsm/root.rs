@@ -87,6 +87,11 @@ const FUNCTIONS: [Function; 8] = [
     Function { number: 9, input: 0, run: injected },
 ];
 
+/// The answer of function 0: which functions there are in a revision.
+pub fn functions(revision: u64) -> Vec<u8> {
+    if revision == 1 { mask(FUNCTIONS.iter().map(|f| f.number)) } else { vec![0] }
+}
+
 impl Bus {
     /// A bus with its DIMMs; `regions` name them by index.
     pub fn new(dimms: Vec<(Handle, Dimm)>, regions: Vec<Region>) -> Self {
@@ -143,8 +148,7 @@ impl Bus {
     /// Answers a call of the NFIT root family, which has revision 1 only.
     pub fn dsm(&mut self, revision: u64, function: u64, input: &[u8]) -> Vec<u8> {
         match (revision, function) {
-            (1, 0) => mask(FUNCTIONS.iter().map(|f| f.number)),
-            (_, 0) => vec![0],
+            (_, 0) => functions(revision),
             (1, _) => match FUNCTIONS.iter().find(|f| f.number == function) {
                 None => status(UNSUPPORTED),
                 Some(f) if f.input != input.len() => status(ROOT_INVALID),

@@ -13,6 +13,8 @@ use vmm::{Keyboard, Remote};
 pub struct Told {
     /// Kernel release, and microseconds of kernel time until the agent's first word.
     pub hello: Option<(String, u64)>,
+    /// The NV-DIMMs are probed.
+    pub probed: bool,
     /// Microseconds of kernel time until the job started.
     pub ready: Option<u64>,
     /// Exit status of the job, as a shell reports it.
@@ -94,7 +96,7 @@ impl Control {
         Self { keyboard, ..self }
     }
 
-    /// The machine behind `remote` shall rest whenever its kernel and drivers are up.
+    /// The machine behind `remote` shall rest whenever its kernel and drivers are up, and when its NV-DIMMs are probed.
     pub fn resting(self, remote: Remote) -> Self {
         Self { remote: Some(remote), ..self }
     }
@@ -133,6 +135,10 @@ impl Control {
                 }
             }
             Event::Booted => self.remote.iter().for_each(Remote::pause),
+            Event::Probed => {
+                self.told().probed = true;
+                self.remote.iter().for_each(Remote::pause);
+            }
         }
     }
 

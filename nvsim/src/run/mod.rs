@@ -31,7 +31,7 @@ use summary::Summary;
 use terminal::{Input, Terminal};
 use verdict::Verdict;
 pub use verdict::code::NEVER_CAME;
-use warm::Warm;
+use warm::{Wanted, Warm};
 
 /// What is noted in a snapshot: its agent waits for something to do.
 pub const WAITING: &str = "waits for a command";
@@ -112,8 +112,21 @@ pub fn run(args: RunArgs, errand: Errand) -> Result<ExitCode> {
     machine.set_interactive(interactive);
     machine.stop_at(keep.as_ref().and_then(|keep| keep.at));
     let kernel = machine.kernel().clone();
-    let is_warm = warm.as_ref().is_some_and(|warm| warm.start(&mut machine));
-    let warm = warm.filter(|_| !is_warm);
+    // Whoever wants to see all that is done to the DIMMs, or to stop anywhere, sees the probing too.
+    let sees_probing = args.record.is_some()
+        || args.cut.is_some()
+        || args.gdb.is_some()
+        || keep.as_ref().is_some_and(|keep| keep.at.is_some());
+    let start = warm.as_ref().map_or(warm::Start::Cold, |warm| warm.start(&mut machine, !sees_probing));
+    let wanted = match start {
+        warm::Start::Cold => warm.map(|warm| Wanted { warm, when: warm::Start::Booted }),
+        // How long an interactive guest idles its user decides.
+        warm::Start::Booted if !sees_probing && !interactive && !args.nvdimm.is_empty() => {
+            machine.witness();
+            warm.map(|warm| Wanted { warm, when: warm::Start::Probed })
+        }
+        warm::Start::Booted | warm::Start::Probed => None,
+    };
     if let Some(spec) = record::spec(&args, plan.origin, &kernel)? {
         machine.record(spec);
     }
@@ -156,7 +169,7 @@ pub fn run(args: RunArgs, errand: Errand) -> Result<ExitCode> {
         }
         Ok(true)
     };
-    let report = warm::run(&mut machine, warm, kept_at);
+    let report = warm::run(&mut machine, wanted, &told, kept_at);
     drop(terminal);
     let report = report.map_err(|error| match (&args.record, error.downcast_ref()) {
         (Some(path), Some(vmm::Error::Trace(_))) => error.context(path.display().to_string()),
@@ -177,7 +190,7 @@ pub fn run(args: RunArgs, errand: Errand) -> Result<ExitCode> {
     if args.json {
         let times = (ready - started, ready.elapsed());
         let summary =
-            Summary::new(&machine, &report, &told, &verdict, times, is_warm, args.hash).standing(&stands);
+            Summary::new(&machine, &report, &told, &verdict, times, start, args.hash).standing(&stands);
         summary.write(args.summary.as_deref())?;
     }
     Ok(ExitCode::from(verdict.code))

@@ -12,6 +12,7 @@ use vmm::{Machine, Mark, Outcome, Report};
 use super::control::Told;
 use super::stand::Stand;
 use super::verdict::Verdict;
+use super::warm::Start;
 
 /// What `--json` prints. Times are in seconds.
 #[derive(Debug, Serialize)]
@@ -36,6 +37,8 @@ pub struct Summary<'a> {
     run_time: f64,
     /// Whether the run began with the snapshot of an equal boot.
     warm: bool,
+    /// How far the guest was then.
+    started: Start,
     /// Instructions retired; none where the engine does not count them.
     instructions: Option<u64>,
     /// How often the guest reset the machine.
@@ -63,7 +66,7 @@ impl<'a> Summary<'a> {
         told: &'a Told,
         verdict: &Verdict,
         (start, run): (Duration, Duration),
-        warm: bool,
+        started: Start,
         hash: bool,
     ) -> Self {
         let seconds = |micros: u64| micros as f64 / 1e6;
@@ -77,7 +80,8 @@ impl<'a> Summary<'a> {
             guest_time: report.statistics.guest_time as f64 / 1e9,
             start_time: start.as_secs_f64(),
             run_time: run.as_secs_f64(),
-            warm,
+            warm: started != Start::Cold,
+            started,
             instructions: report.statistics.instructions,
             resets: report.statistics.resets,
             exits: &report.statistics.exits,

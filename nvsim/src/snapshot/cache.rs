@@ -12,8 +12,8 @@ use anyhow::{Context, Result};
 use guest_image::Store;
 use vmm::Snapshot;
 
-/// Snapshots kept, and the bytes that they may take on the disk together.
-const COUNT: usize = 16;
+/// Snapshots kept, two of a machine with NV-DIMMs, and the bytes that they may take on the disk together.
+const COUNT: usize = 32;
 const BYTES: u64 = 4 << 30;
 /// A draft this old was left by a process that died.
 const ABANDONED: Duration = Duration::from_secs(3600);

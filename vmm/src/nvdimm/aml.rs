@@ -1,7 +1,7 @@
 //! The NV-DIMMs in the ACPI name space (ACPI 6.5, ch. 9.19): the bus `ACPI0012` and a child for each DIMM, whose `_DSM`
 //! methods carry calls through the [mailbox](super::mailbox).
 //!
-//! What functions a DIMM has (function 0) AML knows itself: Linux asks for each of them anew when it meets a DIMM.
+//! What functions a DIMM or the bus has (function 0) AML knows itself: Linux asks for each of them anew when it meets one.
 //!
 //! There is no `_FIT`: the static NFIT says all there is. A call's argument may be an empty package, a package with an
 //! empty buffer, or one with the input. Copies are kept short where the data are, since AML moves them word by word.
@@ -13,7 +13,7 @@ use acpi_tables::aml::{
 };
 use acpi_tables::{Aml, aml};
 use nvdimm_model::Handle;
-use nvdimm_model::dsm::{INTEL_FAMILY, INVALID, MAX_TRANSFER, ROOT_FAMILY, intel_functions};
+use nvdimm_model::dsm::{INTEL_FAMILY, INVALID, MAX_TRANSFER, ROOT_FAMILY, intel_functions, root_functions};
 
 use super::mailbox::{INPUT, OUTPUT, PAGE};
 use super::plan::{DimmPlan, Plan};
@@ -39,7 +39,7 @@ pub fn build(plan: &Plan, page: u64, doorbell: u16) -> Vec<u8> {
     let output = field("MBOX", vec![named(b"OLEN", 4), named(b"OUTL", PAGE - OUTPUT)]);
     let short_output = field("MBOX", vec![FieldEntry::Reserved(OUTPUT * 8), named(b"OUTS", SHORT_OUTPUT)]);
     let carry = carry();
-    let own_call = dsm(Handle::ROOT, &ROOT_FAMILY.to_string(), &[]);
+    let own_call = dsm(Handle::ROOT, &ROOT_FAMILY.to_string(), &[(1, root_functions(1))]);
     let dimms: Vec<Vec<u8>> = plan.dimms.iter().enumerate().map(|(n, d)| dimm(n, d)).collect();
     let mut children: Vec<&dyn Aml> =
         vec![&hid, &region, &port, &bell, &input, &short_input, &output, &short_output];
@@ -71,11 +71,7 @@ fn dsm(handle: Handle, family: &str, answers: &[(u8, Vec<u8>)]) -> Vec<u8> {
     let pass_on = Return::new(&call);
     let nothing = BufferData::new(vec![0]);
     let refuse = Return::new(&nothing);
-    let mut carried: Vec<&dyn Aml> = vec![&pass_on];
-    if !answers.is_empty() {
-        carried.insert(0, &if_asks);
-    }
-    bytes(&Method::new("_DSM".into(), 4, true, vec![&If::new(&right, carried), &refuse]))
+    bytes(&Method::new("_DSM".into(), 4, true, vec![&If::new(&right, vec![&if_asks, &pass_on]), &refuse]))
 }
 
 /// Gives an answer that is known beforehand, to a revision.

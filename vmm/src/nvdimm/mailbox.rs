@@ -12,6 +12,7 @@
 
 use nvdimm_model::dsm::{self, Bus};
 use nvdimm_model::{Handle, dsm::UNSUPPORTED};
+use serde::{Deserialize, Serialize};
 
 /// Bytes of the page.
 pub const PAGE: usize = 4096;
@@ -21,8 +22,17 @@ pub const INPUT: usize = 16;
 pub const OUTPUT: usize = 4;
 const _: () = assert!(INPUT + dsm::MAX_TRANSFER <= PAGE);
 
+/// A call with what was answered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answered {
+    /// The call.
+    pub call: Call,
+    /// The answer.
+    pub answer: Vec<u8>,
+}
+
 /// A call that the guest made.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Call {
     /// Whom it asks; [`Handle::ROOT`] is the bus.
     pub handle: Handle,

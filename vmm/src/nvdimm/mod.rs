@@ -9,6 +9,7 @@ pub mod backing;
 mod entropy;
 mod error;
 mod fault;
+mod heard;
 pub mod hint;
 mod host;
 mod journal;
@@ -42,6 +43,7 @@ pub use self::region::RegionFiles;
 pub use self::spec::{DimmSpec, Fs, KEYS, label_version, size};
 
 use self::backing::Backing;
+use self::heard::Heard;
 use self::hint::FlushHints;
 use self::mailbox::Call;
 use self::offline::{Blueprint, NamespaceInfo, named};
@@ -69,6 +71,7 @@ pub struct Nvdimms {
     /// Calls that came through the mailbox since power-up.
     calls: u64,
     journal: Journal,
+    heard: Option<Heard>,
 }
 
 /// What the DIMMs' bus remembers since power came on. What the DIMMs themselves remember is in their files.
@@ -77,6 +80,13 @@ pub struct NvdimmsState {
     bus: BusMemory,
     hints: FlushHints,
     calls: u64,
+}
+
+impl NvdimmsState {
+    /// What the bus remembers.
+    pub(crate) fn bus(&self) -> &BusMemory {
+        &self.bus
+    }
 }
 
 /// What the guest finds as a block or character device.
@@ -206,7 +216,7 @@ impl OpenDimms {
         let bus = Bus::new(dimms, plan.regions.clone());
         let hints = FlushHints::new(plan.dimms.iter().map(|dimm| dimm.hint.is_some()));
         let journal = Journal::default();
-        Ok(Nvdimms { backings, plan, bus, hints, memory, calls: 0, journal })
+        Ok(Nvdimms { backings, plan, bus, hints, memory, calls: 0, journal, heard: None })
     }
 }
 
@@ -339,6 +349,7 @@ impl Nvdimms {
         self.calls += 1;
         self.journal.note(|| Deed::Call { handle: call.handle.0, function: call.function });
         let mut answer = call.answer(&mut self.bus);
+        self.hear(&call, &answer);
         if let Err(error) = self.write_down() {
             tracing::error!(%error, function = call.function, "an NV-DIMM's file could not be written");
             answer = dsm::status(dsm::HARDWARE);

@@ -3,18 +3,18 @@ use nvdimm_model::namespace::Mode;
 
 const GIB: u64 = 1 << 30;
 
-struct Desk {
+pub(super) struct Desk {
     dir: tempfile::TempDir,
     memory: GuestMemory,
 }
 
 impl Desk {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let memory = GuestMemory::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
         Self { dir: tempfile::tempdir().unwrap(), memory }
     }
 
-    fn open(&self, texts: &[&str]) -> Result<Nvdimms> {
+    pub(super) fn open(&self, texts: &[&str]) -> Result<Nvdimms> {
         let specs: Vec<DimmSpec> =
             texts.iter().map(|t| format!("{}/{t}", self.dir.path().display()).parse().unwrap()).collect();
         let open = OpenDimms::open(&specs, &Entropy::from_seed(0))?;
@@ -30,7 +30,7 @@ impl Desk {
         open.place(&ranges)
     }
 
-    fn call(&self, nvdimms: &mut Nvdimms, handle: u32, function: u32, input: &[u8]) -> Vec<u8> {
+    pub(super) fn call(&self, nvdimms: &mut Nvdimms, handle: u32, function: u32, input: &[u8]) -> Vec<u8> {
         let page = GuestAddress(layout::DSM_MAILBOX.start);
         let head: Vec<u8> =
             [handle, 1, function, input.len() as u32].iter().flat_map(|w| w.to_le_bytes()).collect();

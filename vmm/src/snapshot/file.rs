@@ -8,7 +8,7 @@
 //! | 24 | 8 | length of the state |
 //! | 32 | 32 | BLAKE3 of everything else up to the state's end |
 //! | 64 | | the state, as postcard: values, and where each image is, what of it is not a hole, and its BLAKE3 |
-//! | | | the images: RAM, then each DIMM's file; page-aligned, in place, to be mapped as they are |
+//! | | | the images: RAM, or what of it has changed since another snapshot, then each DIMM's file; page-aligned, in place, to be mapped as they are |
 
 use std::fs::File;
 use std::io::{self, ErrorKind};
@@ -21,12 +21,12 @@ use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
 use super::image::{Extents, Image, PAGE};
-use super::{Snapshot, State};
+use super::{Since, Snapshot, State};
 use crate::draft::Draft;
 use crate::{Error, Result};
 
 /// Changes with anything in the file.
-pub const FORMAT: u32 = 2;
+pub const FORMAT: u32 = 3;
 
 const MAGIC: &[u8; 16] = b"nvsim snapshot\r\n";
 const HEADER: usize = 64;
@@ -46,6 +46,7 @@ struct Contents {
     state: State,
     memory: Stored,
     dimms: Option<Vec<(PathBuf, Stored)>>,
+    since: Option<Since>,
 }
 
 /// See [`Snapshot::save`].
@@ -78,7 +79,7 @@ fn lay_down(snapshot: &Snapshot, file: &File) -> io::Result<()> {
         .as_ref()
         .map(|dimms| dimms.iter().map(|(path, _)| path.clone()).zip(stored.by_ref()).collect());
     drop(stored);
-    let contents = Contents { state: snapshot.state.clone(), memory, dimms };
+    let contents = Contents { state: snapshot.state.clone(), memory, dimms, since: snapshot.since.clone() };
     let state = postcard::to_allocvec(&contents).map_err(io::Error::other)?;
     let mut bytes = Vec::with_capacity(HEADER + state.len());
     bytes.extend_from_slice(MAGIC);
@@ -131,7 +132,8 @@ pub fn open(path: &Path, check: bool) -> Result<Snapshot> {
     file.read_exact_at(&mut state, HEADER as u64).map_err(unreadable)?;
     let mut hasher = blake3::Hasher::new();
     hasher.update(&header[..32]).update(&[0; 32]).update(&state);
-    if hasher.finalize().as_bytes() != &header[32..64] {
+    let sum = *hasher.finalize().as_bytes();
+    if sum != header[32..64] {
         return Err(damaged("the checksum of its state is wrong"));
     }
     let contents: Contents = postcard::from_bytes(&state)
@@ -157,5 +159,6 @@ pub fn open(path: &Path, check: bool) -> Result<Snapshot> {
             Some(dimms.into_iter().map(|(path, stored)| Ok((path, image(stored)?))).collect::<Result<_>>()?)
         }
     };
-    Ok(Snapshot { state: contents.state, memory, dimms, code: CodeStock::default() })
+    let Contents { state, since, .. } = contents;
+    Ok(Snapshot { state, memory, dimms, code: CodeStock::default(), since, sum: Some(sum) })
 }

@@ -20,6 +20,8 @@ use crate::layout::MemoryPlan;
 
 /// Bytes of a page.
 pub const PAGE: u64 = 4096;
+/// Bytes between two runs of pages that are rather copied than left out.
+const GAP: u64 = 16 * PAGE;
 /// Bytes that are copied or hashed at a time: they stay in a core's cache.
 const CHUNK: usize = 256 << 10;
 /// Bytes that one thread hashes before it takes the next piece.
@@ -76,19 +78,37 @@ pub struct Image {
     file: Arc<File>,
     /// Where it begins in the file; page-aligned.
     offset: u64,
-    /// What is not zero.
+    /// What is not zero, or, above another image, not as there.
     pub extents: Extents,
+    /// What it lies above.
+    under: Option<Arc<Self>>,
 }
 
 impl Image {
     /// The image that stands at an offset of a file.
     pub fn within(file: Arc<File>, offset: u64, extents: Extents) -> Self {
-        Self { file, offset, extents }
+        Self { file, offset, extents, under: None }
+    }
+
+    /// The same above another one of the same length: what it does not have is as there.
+    #[must_use]
+    pub fn above(self, under: &Self) -> Self {
+        Self { under: Some(Arc::new(under.clone())), ..self }
     }
 
     /// Its file, and where it begins in it.
     pub fn place(&self) -> (&Arc<File>, u64) {
         (&self.file, self.offset)
+    }
+
+    /// What it lies above.
+    pub fn under(&self) -> Option<&Self> {
+        self.under.as_deref()
+    }
+
+    /// Whether a page is in it, or in what it lies above.
+    fn covers(&self, page: u64) -> bool {
+        self.extents.covers(page) || self.under().is_some_and(|under| under.covers(page))
     }
 
     /// Copies what is not zero of a machine's RAM. What it has not touched since it was mapped from `base` is as there.
@@ -105,6 +125,19 @@ impl Image {
         Ok(copy.finish())
     }
 
+    /// Copies what a machine has written to its RAM since it was mapped from `base`, above which it then lies.
+    pub fn of_ram_since(plan: &MemoryPlan, memory: &GuestMemory, base: &Self) -> io::Result<Self> {
+        let mut copy = Copy::new(c"nvsim RAM", base.extents.len)?;
+        let mut done = 0;
+        for range in plan.ram() {
+            let region = memory.find_region(GuestAddress(range.start)).ok_or(io::ErrorKind::NotFound)?;
+            let len = range.end - range.start;
+            copy.own_pages(done, region, len)?;
+            done += len;
+        }
+        Ok(copy.finish().above(base))
+    }
+
     /// Copies what another file holds; its holes stay holes.
     pub fn of_file(source: &File) -> io::Result<Self> {
         let len = source.metadata()?.len();
@@ -113,7 +146,7 @@ impl Image {
         for run in &extents.runs {
             copy(source, run.start, &file, run.start, run.end - run.start)?;
         }
-        Ok(Self { file: Arc::new(file), offset: 0, extents })
+        Ok(Self { file: Arc::new(file), offset: 0, extents, under: None })
     }
 
     /// Writes it at an offset of a file that reads as zeros there.
@@ -204,7 +237,7 @@ impl Copy {
         let touched = Touched::of(host, part.end - part.start);
         let mut page = [0_u8; PAGE as usize];
         for n in (0..part.end - part.start).step_by(PAGE as usize) {
-            if !touched.contains(n) && !base.is_some_and(|base| base.extents.covers(at + n)) {
+            if !touched.contains(n) && !base.is_some_and(|base| base.covers(at + n)) {
                 continue;
             }
             let place = MemoryRegionAddress(part.start + n);
@@ -216,9 +249,31 @@ impl Copy {
         Ok(())
     }
 
+    /// Puts the pages of a mapping that its owner has written since it was mapped, and those between them where there are few:
+    /// each run is a mapping of its own when it is restored.
+    fn own_pages(&mut self, at: u64, region: &GuestRegionMmap<()>, len: u64) -> io::Result<()> {
+        let touched = Touched::of(region.get_mmap().as_ptr() as u64, len);
+        let mut runs: Vec<Range<u64>> = Vec::new();
+        for n in (0..len).step_by(PAGE as usize).filter(|&n| touched.contains(n)) {
+            match runs.last_mut() {
+                Some(last) if n - last.end <= GAP => last.end = n + PAGE,
+                _ => runs.push(n..n + PAGE),
+            }
+        }
+        let mut piece = vec![0; CHUNK];
+        for run in runs {
+            for n in run.clone().step_by(CHUNK) {
+                let piece = &mut piece[..CHUNK.min((run.end - n) as usize)];
+                region.read_slice(piece, MemoryRegionAddress(n)).map_err(io::Error::other)?;
+                self.bytes(at + n, piece)?;
+            }
+        }
+        Ok(())
+    }
+
     /// The image.
     pub fn finish(self) -> Image {
-        Image { file: Arc::new(self.file), offset: 0, extents: self.extents }
+        Image::within(Arc::new(self.file), 0, self.extents)
     }
 }
 

@@ -6,10 +6,14 @@
 //! partition, with empty translation caches.
 //!
 //! What the NV-DIMMs hold is either part of it, and then every machine has copies of its own; or it is not, and then the
-//! guest must not have looked at the DIMMs yet: the snapshot goes on with any that the guest would find alike.
+//! guest must not have looked at the DIMMs yet: the snapshot goes on with any that the guest would find alike. Or it has done
+//! no more than to look, and what it has learnt is kept ([`ReadSet`]): then the snapshot stands on one from before, has only
+//! the memory that has changed since, and goes on with DIMMs of which the guest would have learnt the same.
 
 mod file;
 pub(crate) mod image;
+mod read_set;
+mod witness;
 
 use std::path::{Path, PathBuf};
 
@@ -25,6 +29,8 @@ use crate::{Error, Result};
 
 pub use file::FORMAT;
 pub use image::Image;
+pub(crate) use read_set::ReadSet;
+pub(crate) use witness::Witness;
 
 /// Everything about a machine at rest but what its memory and its DIMMs hold.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -42,6 +48,15 @@ pub(crate) struct State {
     pub note: String,
 }
 
+/// What a snapshot has that stands on another one.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Since {
+    /// The [`Snapshot::sum`] of the other one.
+    pub base: [u8; 32],
+    /// What its guest has learnt of its DIMMs since then; it knew nothing of them before.
+    pub read: ReadSet,
+}
+
 /// A machine at rest. Clones share the memory, and what engines keep of its code.
 #[derive(Debug, Clone)]
 pub struct Snapshot {
@@ -51,6 +66,10 @@ pub struct Snapshot {
     pub(crate) dimms: Option<Vec<(PathBuf, Image)>>,
     /// What the engine of the first machine that came from it and ended has made of the guest's code.
     pub(crate) code: CodeStock,
+    /// What is to be true of another snapshot and of a machine's DIMMs.
+    pub(crate) since: Option<Since>,
+    /// What its file's state hashes to, images included; none if it is of no file.
+    pub(crate) sum: Option<[u8; 32]>,
 }
 
 /// What a snapshot is of, for listings.
@@ -130,6 +149,18 @@ impl Snapshot {
     #[must_use]
     pub fn is_one(path: &Path) -> bool {
         file::is_one(path)
+    }
+
+    /// Puts it on the one that it stands on, without which no machine goes on from it.
+    ///
+    /// # Errors
+    /// [`Error::Misfit`] if that is another one.
+    pub fn standing_on(self, base: &Self) -> Result<Self> {
+        let fits = self.since.as_ref().is_some_and(|since| Some(since.base) == base.sum);
+        if !fits || self.memory.extents.len != base.memory.extents.len {
+            return Err(misfit("it stands on another snapshot; take it anew"));
+        }
+        Ok(Self { memory: self.memory.above(&base.memory), ..self })
     }
 
     /// Whether the DIMMs' contents are part of it.
