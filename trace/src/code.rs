@@ -226,7 +226,7 @@ impl Encoder {
                 Ok(word) => self.stored.extend(word),
                 Err(_) => self.stored.extend_from_slice(data),
             }
-            if self.run.is_some_and(|run| run.count == COUNT) {
+            if self.run.is_some_and(|run| run.count >= COUNT) {
                 self.end_run();
             }
             return;
@@ -239,31 +239,23 @@ impl Encoder {
         }
     }
 
-    /// So many accesses that are what a loop foretells, with their bytes. Gives whether there are such.
-    pub fn rounds(&mut self, of: Loop, count: u64, bytes: &[u8]) -> bool {
-        let history = &mut self.before.history;
-        let known = (1..=history.len()).contains(&of.period);
-        if !known || history.bytes(of, count) != bytes.len() as u64 {
+    /// So many accesses that are what a loop foretells, at most [`COUNT`]; `tell` appends their bytes. Gives whether there are such.
+    pub fn rounds(&mut self, of: Loop, count: u64, tell: impl FnOnce(&mut Vec<u8>)) -> bool {
+        let known = 1..=self.before.history.len();
+        if !known.contains(&of.period) || !(1..=COUNT).contains(&count) {
             return false;
         }
-        let (mut left, mut bytes) = (count, bytes);
-        while left > 0 {
-            if self.run.is_none_or(|run| run.of != of) {
-                self.end_run();
-            }
-            let run = self.run.get_or_insert(Run { of, count: 0 });
-            let part = left.min(COUNT - run.count);
-            run.count += part;
-            let full = run.count == COUNT;
-            let history = &mut self.before.history;
-            let (stored, rest) = bytes.split_at(history.bytes(of, part) as usize);
-            self.stored.extend_from_slice(stored);
-            history.advance(of, part);
-            (left, bytes) = (left - part, rest);
-            if full {
-                self.end_run();
-            }
+        if self.run.is_some_and(|run| run.of != of || run.count + count > COUNT) {
+            self.end_run();
         }
+        let before = self.stored.len();
+        tell(&mut self.stored);
+        if (self.stored.len() - before) as u64 != self.before.history.bytes(of, count) {
+            self.stored.truncate(before);
+            return false;
+        }
+        self.run.get_or_insert(Run { of, count: 0 }).count += count;
+        self.before.history.advance(of, count);
         true
     }
 

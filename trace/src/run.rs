@@ -84,6 +84,8 @@ pub struct Loop {
 impl Loop {
     /// The most events that a loop has.
     pub const PERIOD: usize = PERIOD;
+    /// The most events of one run.
+    pub const COUNT: u64 = COUNT;
 }
 
 /// The last accesses.

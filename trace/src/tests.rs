@@ -274,7 +274,7 @@ fn write_rounds(events: &[Owned], round: usize, of: Loop) -> Vec<u8> {
     while at < events.len() {
         let count = if at % 7 == 3 { (events.len() - at).min(round * 5 + 1) } else { 0 };
         let bytes: Vec<u8> = events[at..at + count].iter().flat_map(|owned| owned.data.clone()).collect();
-        if count > 0 && at >= round && writer.rounds(of, count as u64, &bytes).unwrap() {
+        if count > 0 && at >= round && writer.rounds(of, count as u64, |room| room.extend(&bytes)).unwrap() {
             at += count;
         } else {
             writer.event(&events[at].event()).unwrap();
@@ -314,13 +314,16 @@ fn of_an_unknown_loop_there_are_no_rounds() {
     let mut writer = Writer::new(Vec::new(), &header()).unwrap();
     let kind = Kind::Store { address: 1 << 32, data: &[1; 8], kind: StoreKind::Cached };
     let of = |period| Loop { period, address: 8, instructions: 3 };
-    assert!(!writer.rounds(of(1), 1, &[0; 8]).unwrap());
+    let told = |bytes: usize| move |room: &mut Vec<u8>| room.resize(room.len() + bytes, 0);
+    assert!(!writer.rounds(of(1), 1, told(8)).unwrap());
     writer.event(&Event { vcpu: 0, instruction: 0, time: 0, rip: 0, chain: 0, kind }).unwrap();
     for (period, bytes) in [(0, 8), (2, 8), (Loop::PERIOD + 1, 8), (1, 7), (1, 16)] {
-        assert!(!writer.rounds(of(period), 1, &vec![0; bytes]).unwrap(), "{period}, {bytes}");
+        assert!(!writer.rounds(of(period), 1, told(bytes)).unwrap(), "{period}, {bytes}");
     }
-    assert!(writer.rounds(of(1), 2, &[0; 16]).unwrap());
-    assert_eq!(writer.events(), 3);
+    assert!(writer.rounds(of(1), 2, told(16)).unwrap());
+    assert!(!writer.rounds(of(1), Loop::COUNT + 1, told(8 * Loop::COUNT as usize + 8)).unwrap());
+    assert!(writer.rounds(of(1), Loop::COUNT, told(8 * Loop::COUNT as usize)).unwrap());
+    assert_eq!((writer.events(), writer.coded().1), (3 + Loop::COUNT, 24 + 8 * Loop::COUNT));
 }
 
 /// A copy by four stores and a flush a round, and a mark now and then.

@@ -144,18 +144,25 @@ impl<W: Write + Send + 'static> Writer<W> {
         self.break_chunk()
     }
 
-    /// Next, a loop goes on whose last round were the last events: `count` events as it foretells them, with these bytes. It is
-    /// [`Writer::event`] for each of them, only faster. Gives `false`, and nothing is written, where too little is known of the
-    /// loop, as at the begin of a chunk, or where the bytes are not as many as are stored.
+    /// Next, a loop goes on whose last round were the last events: `count` events as it foretells them, at most
+    /// [`Loop::COUNT`], whose bytes `tell` appends. It is [`Writer::event`] for each of them, only faster. Gives `false`, and
+    /// nothing is written, where too little is known of the loop, as at the begin of a chunk, or where the bytes are not as many
+    /// as are stored.
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub fn rounds(&mut self, of: Loop, count: u64, bytes: &[u8]) -> Result<bool> {
-        if !self.encoder.rounds(of, count, bytes) {
+    pub fn rounds(&mut self, of: Loop, count: u64, tell: impl FnOnce(&mut Vec<u8>)) -> Result<bool> {
+        let mut data = 0;
+        let told = self.encoder.rounds(of, count, |bytes| {
+            let before = bytes.len();
+            tell(bytes);
+            data = bytes.len() - before;
+        });
+        if !told {
             return Ok(false);
         }
         self.events += count;
-        self.data += bytes.len() as u64;
+        self.data += data as u64;
         self.break_chunk()?;
         Ok(true)
     }

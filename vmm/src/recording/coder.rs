@@ -79,7 +79,7 @@ pub fn start(writer: Writer<Sink>) -> trace::Result<Coder> {
 }
 
 fn work(writer: Writer<Sink>, jobs: &Receiver<Job>, used: &Sender<Log>) -> trace::Result<Writer<Sink>> {
-    let mut desk = Desk { writer, sieve: Sieve::default(), bytes: Vec::new() };
+    let mut desk = Desk { writer, sieve: Sieve::default() };
     for job in jobs {
         match job {
             Job::Log(mut log, earlier) => {
@@ -100,8 +100,6 @@ fn work(writer: Writer<Sink>, jobs: &Receiver<Job>, used: &Sender<Log>) -> trace
 struct Desk {
     writer: Writer<Sink>,
     sieve: Sieve,
-    /// Room for what a loop stores.
-    bytes: Vec<u8>,
 }
 
 impl Desk {
@@ -129,17 +127,21 @@ impl Desk {
     }
 
     fn rounds(&mut self, log: &Log, shorts: &[Short], of: Loop) -> trace::Result<bool> {
-        self.bytes.clear();
-        // Of which each round is one.
+        // Each round stores as many bytes as the first.
         let round: Vec<usize> = shorts.iter().take(of.period).map(|short| stored(log, short)).collect();
-        if round.iter().all(|&len| len == 8) {
-            self.bytes.extend(shorts.iter().flat_map(|short| short.data.to_le_bytes()));
-        } else {
-            for (short, &len) in shorts.iter().zip(round.iter().cycle()) {
-                self.bytes.extend_from_slice(&short.data.to_le_bytes()[..len]);
+        self.writer.rounds(of, shorts.len() as u64, |bytes| {
+            if round.iter().all(|&len| len == 8) {
+                let begin = bytes.len();
+                bytes.resize(begin + 8 * shorts.len(), 0);
+                for (word, short) in bytes[begin..].chunks_exact_mut(8).zip(shorts) {
+                    word.copy_from_slice(&short.data.to_le_bytes());
+                }
+            } else {
+                for (short, &len) in shorts.iter().zip(round.iter().cycle()) {
+                    bytes.extend_from_slice(&short.data.to_le_bytes()[..len]);
+                }
             }
-        }
-        self.writer.rounds(of, shorts.len() as u64, &self.bytes)
+        })
     }
 }
 
@@ -245,7 +247,7 @@ mod tests {
             }
             let shelf = crate::recording::tests::Shelf::default();
             let writer = Writer::new(Box::new(shelf.clone()) as Sink, &Header::default()).unwrap();
-            let mut desk = Desk { writer, sieve: Sieve::default(), bytes: Vec::new() };
+            let mut desk = Desk { writer, sieve: Sieve::default() };
             desk.log(&log, (5, 6)).unwrap();
             desk.writer.finish(&End::default()).unwrap();
             prop_assert_eq!(read(&shelf.0.lock().unwrap()), events);
