@@ -19,6 +19,7 @@ use kvm_ioctls::VcpuFd;
 use crate::refused;
 
 pub(crate) use msr::{save as msrs, tsc, tsc_aux};
+pub(crate) use system::set as set_system;
 
 /// Reads the whole state of a vCPU that is not in the guest.
 pub(crate) fn save(vcpu: &VcpuFd) -> Result<CpuState> {
@@ -49,7 +50,7 @@ pub(crate) fn restore(vcpu: &VcpuFd, state: &CpuState) -> Result<()> {
     let mp_state = kvm_mp_state { mp_state: events::activity_to_kvm(state.activity) };
     vcpu.set_mp_state(mp_state).map_err(refused("KVM_SET_MP_STATE"))?;
     vcpu.set_regs(&registers::to_kvm(&state.registers)).map_err(refused("KVM_SET_REGS"))?;
-    vcpu.set_sregs(&system::to_kvm(&state.system)).map_err(|errno| match errno.errno() {
+    system::set(vcpu, &system::to_kvm(&state.system)).map_err(|errno| match errno.errno() {
         libc::EINVAL => {
             Error::BadState(format!("KVM finds the system registers contradictory: {:x?}", state.system))
         }

@@ -364,7 +364,7 @@ impl Stepper {
     /// Gives KVM the registers that software has changed.
     fn write(&self, fd: &VcpuFd) -> Result<()> {
         fd.set_regs(&self.regs).map_err(refused("KVM_SET_REGS"))?;
-        fd.set_sregs(&self.sregs).map_err(refused("KVM_SET_SREGS"))
+        crate::state::set_system(fd, &self.sregs).map_err(refused("KVM_SET_SREGS"))
     }
 
     /// Enters a handler in software; `false`, and nothing has changed, where that is no plain case.
