@@ -1,5 +1,5 @@
-//! Two engines that ran the same workload between two marks saw the same: every store, flush, fence and flush hint that
-//! concerns what the workload wrote, in order and with its data, and who in the kernel called for it.
+//! Two engines that ran the same workload between two marks saw the same: every store, flush, explicit fence and flush hint
+//! that concerns what the workload wrote, in order and with its data, and who in the kernel called for it.
 //!
 //! NVSIM_TRACES names the traces, separated by a colon; ci/nested-kvm records them and runs this. The workload fills its files
 //! with the letter Z, so that the pages they have are known; of other pages of file systems, which have times in them, nothing
@@ -40,11 +40,12 @@ enum Seen {
     Fence(FenceKind, usize, u32),
 }
 
-/// Was an interrupt being handled? Where the timer's comes is the engine's affair, and its handler has fences (of
-/// `lapic_next_deadline`).
-fn is_interrupt(reader: &Reader<File>, chain: u32) -> bool {
-    let names = reader.chain(chain).iter().filter_map(|frame| reader.name(*frame));
-    names.into_iter().any(|name| name.starts_with("sysvec_") || name.starts_with("common_interrupt"))
+/// Was it not the workload: an interrupt, or a thread of the kernel? When the one comes and which vCPU the other has is the
+/// engine's affair, and both have fences (`lapic_next_deadline`, the journal's flushes).
+fn is_anothers(reader: &Reader<File>, chain: u32) -> bool {
+    let begins = ["sysvec_", "common_interrupt", "kthread+"];
+    let mut names = reader.chain(chain).iter().filter_map(|frame| reader.name(*frame));
+    names.any(|name| begins.iter().any(|begin| name.starts_with(begin)))
 }
 
 fn story(path: &Path) -> Story {
@@ -95,7 +96,10 @@ fn story(path: &Path) -> Story {
                     seen.push(Seen::Line(format!("{kind:?} of {place}"), Some(vcpu)));
                 }
             }
-            Kind::Fence(kind) => seen.push(Seen::Fence(kind, vcpu, chain)),
+            // Of one that is implied no callers are known, so that nobody can say whether it is an interrupt's.
+            Kind::Fence(kind @ (FenceKind::Sfence | FenceKind::Mfence)) => {
+                seen.push(Seen::Fence(kind, vcpu, chain));
+            }
             Kind::Hint { dimm } if header.dimms[usize::from(dimm)].name.contains("raw") => {
                 seen.push(Seen::Line(format!("hint of {dimm}"), None));
             }
@@ -111,7 +115,7 @@ fn story(path: &Path) -> Story {
                 opens.into_iter().for_each(|vcpu| unfenced[vcpu] = true);
                 lines.push(line);
             }
-            Seen::Fence(_, vcpu, chain) if !unfenced[vcpu] || is_interrupt(&reader, chain) => {}
+            Seen::Fence(_, vcpu, chain) if !unfenced[vcpu] || is_anothers(&reader, chain) => {}
             Seen::Fence(kind, vcpu, _) => {
                 unfenced[vcpu] = false;
                 lines.push(format!("{kind:?}"));
