@@ -114,6 +114,8 @@ pub(crate) struct Stepper {
     shadow: bool,
     /// So many looks are worth while: something may have interrupted it.
     looks: u8,
+    /// One of them now, even if the guest accepts no interrupts: it may be an NMI.
+    urgent: bool,
     /// Messages to local APICs so far.
     messages: u64,
     /// Instructions since it last looked.
@@ -178,6 +180,7 @@ impl Stepper {
             halted,
             shadow: false,
             looks: LOOKS_FOR_TIMER,
+            urgent: true,
             messages: 0,
             since_look: 0,
             tsc: None,
@@ -226,9 +229,15 @@ impl Stepper {
         let messages = events.messages();
         if std::mem::replace(&mut self.messages, messages) != messages {
             self.looks = self.looks.max(1);
+            self.urgent = true;
         }
-        let accepts = self.halted || self.regs.rflags & IF != 0;
-        accepts && !self.shadow && (self.looks > 0 || self.since_look >= BETWEEN_LOOKS)
+        let is_worth_it = self.looks > 0 || self.since_look >= BETWEEN_LOOKS;
+        !self.shadow && (self.urgent || (self.accepts() && is_worth_it))
+    }
+
+    /// Does the guest accept interrupts?
+    fn accepts(&self) -> bool {
+        self.halted || self.regs.rflags & IF != 0
     }
 
     /// Opens the vCPU to interrupts, so that a KVM_RUN that is broken off at once accepts one.
@@ -238,8 +247,10 @@ impl Stepper {
 
     /// Delivers what KVM has accepted.
     pub(crate) fn accept(&mut self, fd: &VcpuFd) -> Result<()> {
-        self.looks = self.looks.saturating_sub(1);
-        self.since_look = 0;
+        if self.accepts() {
+            self.looks = self.looks.saturating_sub(1);
+        }
+        (self.urgent, self.since_look) = (false, 0);
         if let Some(delivery) = take_injected(fd)? {
             // Another one may wait for this one's end.
             self.looks = self.looks.max(1);
@@ -475,12 +486,15 @@ mod tests {
     fn an_interrupt_is_looked_for_when_there_may_be_one() {
         let events = Events::default();
         let mut stepper = Stepper::new(0, &memory(), false);
-        stepper.looks = 0;
+        assert!(stepper.looks_for_interrupt(&events), "nobody knows what was before");
+        (stepper.looks, stepper.urgent) = (0, false);
         stepper.regs.rflags = IF;
         assert!(!stepper.looks_for_interrupt(&events));
         events.message();
         stepper.regs.rflags = 0;
-        assert!(!stepper.looks_for_interrupt(&events), "it would not be accepted");
+        assert!(stepper.looks_for_interrupt(&events), "it may be an NMI");
+        stepper.urgent = false;
+        assert!(!stepper.looks_for_interrupt(&events), "it is none, and not accepted");
         stepper.regs.rflags = IF;
         assert!(stepper.looks_for_interrupt(&events), "the message is not forgotten");
         stepper.shadow = true;
@@ -493,7 +507,7 @@ mod tests {
     fn a_halted_vcpu_looks_now_and_then() {
         let events = Events::default();
         let mut stepper = Stepper::new(0, &memory(), true);
-        stepper.looks = 0;
+        (stepper.looks, stepper.urgent) = (0, false);
         let naps = (0..100).take_while(|_| {
             let sleeps = !stepper.looks_for_interrupt(&events);
             stepper.wait(&events, 1_000_000);
