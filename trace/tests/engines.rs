@@ -97,6 +97,8 @@ fn story(path: &Path) -> Story {
                 }
             }
             // Of one that is implied no callers are known, so that nobody can say whether it is an interrupt's.
+            // The kernel's MFENCE is before a write to a local APIC (`weak_wrmsr_fence`), of the idle loop and the scheduler, too.
+            Kind::Fence(FenceKind::Mfence) if event.rip >= KERNEL => {}
             Kind::Fence(kind @ (FenceKind::Sfence | FenceKind::Mfence)) => {
                 seen.push(Seen::Fence(kind, vcpu, chain));
             }
