@@ -33,6 +33,11 @@ impl Clock {
         (self.source)().wrapping_sub(self.origin.load(Ordering::Relaxed))
     }
 
+    /// Guest time goes on from here.
+    pub(crate) fn set(&self, now: u64) {
+        self.origin.store((self.source)().wrapping_sub(now), Ordering::Relaxed);
+    }
+
     /// Makes guest time what the time-stamp counter says that was set to `asked` and then read as `read`.
     ///
     /// KVM takes a value near the one that its counters have for an attempt to synchronise them, and lets them run on:
@@ -45,7 +50,7 @@ impl Clock {
         let (asked, read) = (time(asked), time(read));
         let near = |other: u64| read.abs_diff(other) < SYNCHRONISED;
         let now = if near(asked) || near(self.now()) { read } else { asked };
-        self.origin.store((self.source)().wrapping_sub(now), Ordering::Relaxed);
+        self.set(now);
     }
 }
 

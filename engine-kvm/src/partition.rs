@@ -41,6 +41,8 @@ pub(crate) struct KvmPartition {
     pub(crate) events: Events,
     /// This KVM can keep interrupts away while it single-steps.
     pub(crate) steps: bool,
+    /// And set time-stamp counters to what they were.
+    adjusts: bool,
 }
 
 /// Makes the virtual machine and its vCPUs.
@@ -69,6 +71,7 @@ pub(crate) fn build(kvm: &Kvm, spec: &PartitionSpec, memory: &GuestMemory) -> Re
     for id in 0..spec.vcpus {
         vcpus.push(create_vcpu(&vm, id, spec)?);
     }
+    let adjusts = vcpus.iter().all(crate::state::is_adjustable);
     let kicks: Vec<_> = (0..spec.vcpus).map(|_| Arc::new(Kick::default())).collect();
     let partition = Arc::new(KvmPartition {
         run_size: vm.run_size(),
@@ -79,6 +82,7 @@ pub(crate) fn build(kvm: &Kvm, spec: &PartitionSpec, memory: &GuestMemory) -> Re
         memory: memory.clone(),
         events: Events::default(),
         steps: kvm.steps(),
+        adjusts,
     });
     let seats = vcpus
         .into_iter()
@@ -174,6 +178,40 @@ fn unsupported(what: String) -> Error {
     Error::Unsupported { engine: NAME, what }
 }
 
+impl KvmPartition {
+    /// Guest time in nanoseconds.
+    pub(crate) fn guest_time(&self) -> u64 {
+        let number = self.events.number();
+        // Kept until the clock is asked: the end of a window sets that.
+        let time = self.events.time();
+        time.time(number, self.tsc_khz).unwrap_or_else(|| self.clock.now())
+    }
+
+    /// A vCPU begins to be stepped: from now on the guest's time is that of its instructions.
+    pub(crate) fn begin_time(&self, vcpu: &VcpuFd) -> Result<()> {
+        let mut time = self.events.time();
+        if !time.has_begun() {
+            time.begin(crate::state::tsc(vcpu)?, self.clock.now(), self.events.number());
+        }
+        Ok(())
+    }
+
+    /// A vCPU is about to run without being stepped: guest time goes on as the host's does, from where it is. Gives by how
+    /// many ticks the vCPU's counter has to be ahead of what it was when it was made.
+    pub(crate) fn end_time(&self, vcpu: &VcpuFd) -> Result<u64> {
+        let mut time = self.events.time();
+        if time.has_begun() {
+            let now = crate::state::tsc(vcpu)?;
+            let ended = time.end(now, self.events.number(), self.tsc_khz);
+            if let Some(time) = ended.filter(|_| self.adjusts) {
+                self.clock.set(time);
+            }
+        }
+        // Where counters cannot be set back, guest time leaps, as after a pause.
+        Ok(if self.adjusts { time.shift() } else { 0 })
+    }
+}
+
 impl Partition for KvmPartition {
     fn send_msi(&self, msi: Msi) -> Result<()> {
         let message = kvm_msi {
@@ -199,7 +237,7 @@ impl Partition for KvmPartition {
     }
 
     fn now(&self) -> u64 {
-        self.clock.now()
+        self.guest_time()
     }
 
     fn instructions(&self) -> Option<u64> {

@@ -49,7 +49,14 @@ impl Seat for VcpuSeat {
         let byte = (&raw mut self.fd.get_kvm_run().immediate_exit).cast::<AtomicU8>();
         // SAFETY: the run page stays mapped as long as `fd`, and Vcpu's drop releases the binding before.
         unsafe { self.kick.bind(byte) };
-        Ok(Box::new(Vcpu { seat: *self, transfer: None, unfinished: false, stepper: None, turn: None }))
+        Ok(Box::new(Vcpu {
+            seat: *self,
+            transfer: None,
+            unfinished: false,
+            stepper: None,
+            shift: 0,
+            turn: None,
+        }))
     }
 }
 
@@ -63,6 +70,8 @@ struct Vcpu {
     unfinished: bool,
     /// While something is watched.
     stepper: Option<Stepper>,
+    /// By how much its counter is ahead of what it was when it was made.
+    shift: u64,
     /// Kept after an instruction from a new place, until the state has been saved that tells who called.
     turn: Option<Taken>,
 }
@@ -92,6 +101,12 @@ impl Processor for Vcpu {
         if self.stepper.as_ref().is_some_and(|stepper| stepper.halted) {
             state.activity = Activity::Halted;
         }
+        if self.stepper.is_some() {
+            let (events, khz) = (&self.seat.partition.events, self.seat.partition.tsc_khz);
+            let time = events.time();
+            state.msrs.tsc = time.tsc(events.number(), khz).unwrap_or(state.msrs.tsc);
+            state.msrs.tsc_deadline = time.deadline(vcpu);
+        }
         self.turn = None;
         Ok(state)
     }
@@ -105,7 +120,9 @@ impl Processor for Vcpu {
             self.finish_instruction()?;
         }
         self.transfer = None;
-        self.stop_stepping()?;
+        if let Some(stepper) = self.stepper.take() {
+            stepper.end(&mut self.seat.fd)?;
+        }
         state::restore(&self.seat.fd, state)?;
         if vcpu == 0 {
             let partition = &self.seat.partition;
@@ -116,7 +133,7 @@ impl Processor for Vcpu {
     }
 
     fn save_partition(&mut self) -> Result<PartitionState> {
-        Ok(PartitionState { guest_time: self.seat.partition.clock.now(), instructions: None, turn: None })
+        Ok(PartitionState { guest_time: self.seat.partition.guest_time(), instructions: None, turn: None })
     }
 
     fn restore_partition(&mut self, _state: &PartitionState) -> Result<()> {
@@ -216,18 +233,34 @@ impl Vcpu {
         }
         kick::admit_break(&self.seat.fd)
             .map_err(|source| Error::Host { what: "KVM_SET_SIGNAL_MASK".into(), source })?;
-        self.stepper = Stepper::begin(&mut self.seat.fd, &self.seat.partition.memory)?;
+        self.stepper = Stepper::begin(&mut self.seat.fd, self.seat.id, &self.seat.partition.memory)?;
         if self.stepper.is_some() {
-            self.seat.partition.events.begin_time(state::tsc(&self.seat.fd)?);
+            let (fd, partition) = (&self.seat.fd, &self.seat.partition);
+            self.shift = set_back(fd, self.shift, partition.events.time().shift())?;
+            partition.begin_time(fd)?;
+            partition.events.time().arm(self.seat.id, state::deadline(fd)?);
+            state::set_deadline(fd, 0)?;
         }
         Ok(self.stepper.is_some())
     }
 
+    /// Has the vCPU run, or wait, as before, but in the time that it has come to.
     fn stop_stepping(&mut self) -> Result<()> {
-        match self.stepper.take() {
-            Some(stepper) => stepper.end(&mut self.seat.fd),
-            None => Ok(()),
+        self.turn = None;
+        let (id, partition) = (self.seat.id, &self.seat.partition);
+        let stepper = self.stepper.take();
+        // Nobody is within an instruction that has been told the time.
+        let changes = stepper.is_some() || partition.events.time().has_begun();
+        let turn = changes.then(|| Events::take_turn(partition));
+        let shift = partition.end_time(&self.seat.fd)?;
+        self.shift = set_back(&self.seat.fd, self.shift, shift)?;
+        if let Some(stepper) = stepper {
+            let deadline = partition.events.time().arm(id, 0);
+            state::set_deadline(&self.seat.fd, deadline)?;
+            stepper.end(&mut self.seat.fd)?;
         }
+        drop(turn);
+        Ok(())
     }
 
     /// Executes one instruction, or a part of it up to an access that the machine answers.
@@ -242,6 +275,10 @@ impl Vcpu {
         }
         self.turn = None;
         let turn = Events::take_turn(&partition);
+        // Somebody may have ended the window meanwhile, and time with it.
+        if events.watch().ranges.is_empty() {
+            return Ok(None);
+        }
         if self.unfinished {
             self.finish_instruction()?;
             if self.transfer.is_some() {
@@ -266,10 +303,11 @@ impl Vcpu {
     fn step_with(&mut self, stepper: &mut Stepper, watch: &Watch) -> Result<Option<ExitKind>> {
         let (id, partition) = (self.seat.id, Arc::clone(&self.seat.partition));
         let events = &partition.events;
-        stepper.complete(&self.seat.fd, (id, partition.clock.now()), events)?;
+        stepper.complete(&self.seat.fd, (id, partition.guest_time()), events)?;
         if self.seat.kick.take() {
             return Ok(Some(ExitKind::Kicked));
         }
+        stepper.tell_time(&self.seat.fd, events, partition.tsc_khz)?;
         if stepper.looks_for_interrupt(events) {
             stepper.open(&self.seat.fd)?;
             kick::break_off();
@@ -286,7 +324,7 @@ impl Vcpu {
             stepper.wait(events, partition.tsc_khz);
             return Ok(None);
         }
-        if !stepper.prepare(&self.seat.fd, watch, events, partition.tsc_khz)? {
+        if !stepper.prepare(&self.seat.fd, watch, events)? {
             return Ok(None);
         }
         if stepper.is_lost(id, watch, events) {
@@ -296,7 +334,7 @@ impl Vcpu {
             Ok(()) => {
                 let kind = self.exited();
                 if kind.is_none() {
-                    stepper.complete(&self.seat.fd, (id, partition.clock.now()), events)?;
+                    stepper.complete(&self.seat.fd, (id, partition.guest_time()), events)?;
                 }
                 Ok(kind)
             }
@@ -390,6 +428,14 @@ impl Vcpu {
             *byte = found;
         }
     }
+}
+
+/// Has a counter that is ahead by `from` ticks ahead by `to`, which is given.
+fn set_back(fd: &VcpuFd, from: u64, to: u64) -> Result<u64> {
+    if from != to {
+        state::shift_counter(fd, to.wrapping_sub(from))?;
+    }
+    Ok(to)
 }
 
 /// The bytes of an access in the run page; none if the kernel's offsets left it.

@@ -42,6 +42,9 @@ impl Drop for EndsAll<'_, '_> {
     }
 }
 
+/// Whoever waits for guest time that goes slowly looks no more often.
+const SHORTEST_NAP: Duration = Duration::from_millis(1);
+
 /// Values of [`Session::ended`]: its seats run, come to rest between two instructions, or come out wherever they are.
 const RUNS: u8 = 0;
 const RESTS: u8 = 1;
@@ -255,11 +258,22 @@ impl<'a> Session<'a> {
         self.witness.as_ref().map(|witness| witness.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Somebody rings when so much guest time has passed as it does for the host; where the run is over by then, nobody hears.
+    /// Somebody rings when so much guest time has passed; where the run is over by then, nobody hears. It passes no faster than
+    /// the host's, and more slowly while an engine steps.
     fn ring_after(&self, nanoseconds: u64) {
         let remote = self.remote.clone();
+        let partition = Arc::downgrade(&self.partition);
+        let until = self.partition.now().saturating_add(nanoseconds);
         let rings = move || {
-            std::thread::sleep(Duration::from_nanos(nanoseconds));
+            let mut left = Duration::from_nanos(nanoseconds);
+            while !left.is_zero() {
+                std::thread::sleep(left);
+                let Some(partition) = partition.upgrade() else { return };
+                left = match until.saturating_sub(partition.now()) {
+                    0 => Duration::ZERO,
+                    left => Duration::from_nanos(left).max(SHORTEST_NAP),
+                };
+            }
             remote.wake();
         };
         if let Err(error) = std::thread::Builder::new().name("alarm".to_owned()).spawn(rings) {

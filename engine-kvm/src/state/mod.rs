@@ -5,6 +5,7 @@
 //! Restoring: registers (which clears exceptions) before events, the local APIC before the MSRs (the deadline is kept only
 //! where the timer is in deadline mode), the counter before its deadline, and events last.
 
+mod counter;
 mod events;
 mod fpu;
 mod lapic;
@@ -18,7 +19,13 @@ use kvm_ioctls::VcpuFd;
 
 use crate::refused;
 
-pub(crate) use msr::{save as msrs, tsc, tsc_aux};
+/// Offset of the local vector table's timer entry, and its mode of waiting for the time-stamp counter.
+const LVT_TIMER: usize = 0x320;
+const TSC_DEADLINE_MODE: u32 = 2;
+
+pub(crate) use counter::{is_adjustable, shift as shift_counter};
+pub(crate) use msr::{deadline, save as msrs, set_deadline, tsc, tsc_aux};
+pub(crate) use system::set as set_system;
 
 /// Reads the whole state of a vCPU that is not in the guest.
 pub(crate) fn save(vcpu: &VcpuFd) -> Result<CpuState> {
@@ -38,6 +45,12 @@ pub(crate) fn save(vcpu: &VcpuFd) -> Result<CpuState> {
     })
 }
 
+/// Does the local APIC's timer wait for the time-stamp counter? (LVT timer register, SDM vol. 3, 11.5.4.)
+pub(crate) fn waits_for_counter(vcpu: &VcpuFd) -> Result<bool> {
+    let page = vcpu.get_lapic().map_err(refused("KVM_GET_LAPIC"))?;
+    Ok(lapic::from_kvm(&page).get(LVT_TIMER) >> 17 & 3 == TSC_DEADLINE_MODE)
+}
+
 /// XCR0, and the components of extended state that are in use.
 pub(crate) fn extended(vcpu: &VcpuFd) -> Result<(u64, u64)> {
     let xsave = vcpu.get_xsave().map_err(refused("KVM_GET_XSAVE"))?;
@@ -49,7 +62,7 @@ pub(crate) fn restore(vcpu: &VcpuFd, state: &CpuState) -> Result<()> {
     let mp_state = kvm_mp_state { mp_state: events::activity_to_kvm(state.activity) };
     vcpu.set_mp_state(mp_state).map_err(refused("KVM_SET_MP_STATE"))?;
     vcpu.set_regs(&registers::to_kvm(&state.registers)).map_err(refused("KVM_SET_REGS"))?;
-    vcpu.set_sregs(&system::to_kvm(&state.system)).map_err(|errno| match errno.errno() {
+    system::set(vcpu, &system::to_kvm(&state.system)).map_err(|errno| match errno.errno() {
         libc::EINVAL => {
             Error::BadState(format!("KVM finds the system registers contradictory: {:x?}", state.system))
         }

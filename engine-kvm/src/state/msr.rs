@@ -1,6 +1,6 @@
 //! Model-specific registers. KVM stops at the first that it does not know and says how many it took.
 
-use engine::msr::{Msrs, TSC, TSC_AUX};
+use engine::msr::{Msrs, TSC, TSC_AUX, TSC_DEADLINE};
 use engine::{Error, Result};
 use kvm_bindings::kvm_msr_entry;
 use kvm_ioctls::VcpuFd;
@@ -34,6 +34,18 @@ pub(crate) fn tsc(vcpu: &VcpuFd) -> Result<u64> {
 /// What RDTSCP gives beside it.
 pub(crate) fn tsc_aux(vcpu: &VcpuFd) -> Result<u64> {
     one(vcpu, TSC_AUX)
+}
+
+/// Where the local APIC's timer is due; 0: it is not armed, or in another mode.
+pub(crate) fn deadline(vcpu: &VcpuFd) -> Result<u64> {
+    one(vcpu, TSC_DEADLINE)
+}
+
+/// Arms the timer, if it is in the mode for that.
+pub(crate) fn set_deadline(vcpu: &VcpuFd, deadline: u64) -> Result<()> {
+    let list = list([(TSC_DEADLINE, deadline)])?;
+    let set = vcpu.set_msrs(&list).map_err(refused("KVM_SET_MSRS"))?;
+    complete("KVM_SET_MSRS", set, list.as_slice())
 }
 
 fn one(vcpu: &VcpuFd, index: u32) -> Result<u64> {

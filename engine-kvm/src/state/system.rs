@@ -1,7 +1,40 @@
 //! Segments, descriptor tables and control registers.
 
+use std::sync::LazyLock;
+
 use engine::state::{DescriptorTable, Segment, SystemRegisters};
 use kvm_bindings::{kvm_dtable, kvm_segment, kvm_sregs};
+use kvm_ioctls::VcpuFd;
+
+/// Type of a 64-bit task state segment that no task register holds, and the bit of one that is held.
+const AVAILABLE: u8 = 9;
+const BUSY: u8 = 2;
+
+/// Gives KVM these registers; see [`task_as_held`].
+pub(crate) fn set(vcpu: &VcpuFd, sregs: &kvm_sregs) -> Result<(), kvm_ioctls::Error> {
+    vcpu.set_sregs(&task_as_held(*sregs, is_amd()))
+}
+
+/// On an AMD processor LTR leaves the task register available, and KVM shows it as busy all the same (`svm_get_segment`),
+/// because Intel's must be. It is given back as the processor had it: the one of QEMU heeds the permission map of ports
+/// only where it is available, and so would deny the guest's programs their ports from the first time on that KVM is
+/// given registers.
+fn task_as_held(mut sregs: kvm_sregs, is_amd: bool) -> kvm_sregs {
+    if is_amd && sregs.tr.type_ == AVAILABLE | BUSY {
+        sregs.tr.type_ = AVAILABLE;
+    }
+    sregs
+}
+
+fn is_amd() -> bool {
+    // Asked for once: on a virtual host CPUID is slow.
+    static IS_AMD: LazyLock<bool> = LazyLock::new(|| {
+        let vendor = std::arch::x86_64::__cpuid(0);
+        let name = [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes);
+        matches!(name.as_flattened(), b"AuthenticAMD" | b"HygonGenuine")
+    });
+    *IS_AMD
+}
 
 pub(super) fn from_kvm(sregs: &kvm_sregs, xcr0: u64) -> SystemRegisters {
     SystemRegisters {
@@ -112,6 +145,15 @@ mod tests {
         let there = segment_to_kvm(&Segment { selector: 0, base: 0, limit: 0, attributes });
         assert_eq!((there.unusable, there.present, there.dpl), (1, 0, 3));
         assert_eq!(segment_from_kvm(&there).attributes, Segment::UNUSABLE | 3 << 5);
+    }
+
+    #[test]
+    fn the_task_register_is_what_the_processor_holds() {
+        let busy = to_kvm(&SystemRegisters::reset(true));
+        assert_eq!(busy.tr.type_, AVAILABLE | BUSY);
+        assert_eq!(task_as_held(busy, false).tr.type_, AVAILABLE | BUSY);
+        assert_eq!(task_as_held(busy, true).tr.type_, AVAILABLE);
+        assert_eq!(kvm_sregs { tr: busy.tr, ..task_as_held(busy, true) }, busy);
     }
 
     #[test]

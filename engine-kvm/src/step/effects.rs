@@ -111,7 +111,7 @@ pub(super) fn is_exchange(i: &Instruction) -> bool {
     matches!(i.mnemonic(), Mnemonic::Cmpxchg | Mnemonic::Cmpxchg8b | Mnemonic::Cmpxchg16b)
 }
 
-/// May it have the local APIC interrupt its own vCPU? (In x2APIC mode, or by task priority.)
+/// May it have a local APIC interrupt a vCPU? (In x2APIC mode, or by task priority.)
 pub(super) fn touches_apic(i: &Instruction) -> bool {
     i.mnemonic() == Mnemonic::Wrmsr || (i.mnemonic() == Mnemonic::Mov && i.op0_register() == Register::CR8)
 }

@@ -53,24 +53,14 @@ impl Events {
         self.messages.load(Ordering::Relaxed)
     }
 
-    /// The machine has sent one.
+    /// The machine has sent one, or a vCPU may have.
     pub(crate) fn message(&self) {
         self.messages.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// A vCPU whose time-stamp counter is this begins to be stepped.
-    pub(crate) fn begin_time(&self, tsc: u64) {
-        lock(&self.time).begin(tsc, self.number());
-    }
-
-    /// The time-stamp counter of the guest that is being stepped.
-    pub(super) fn tsc(&self, khz: u32) -> Option<u64> {
-        lock(&self.time).tsc(self.number(), khz)
-    }
-
-    /// Nothing is to do before this count.
-    pub(super) fn leap(&self, deadline: u64, khz: u32) {
-        lock(&self.time).leap(deadline, self.number(), khz);
+    /// The time of a guest that is being stepped.
+    pub(crate) fn time(&self) -> MutexGuard<'_, Slow> {
+        lock(&self.time)
     }
 
     /// What is watched now.
@@ -85,7 +75,6 @@ impl Events {
         let mut free = lock(&self.free);
         *lock(&self.watch) = Arc::new(Watch { ranges, loads, places });
         *lock(&self.places) = Places::default();
-        *lock(&self.time) = Slow::default();
         if is_on {
             (0..8).filter(|vcpu| *free & 1 << vcpu != 0).for_each(kick);
             while *free != 0 {

@@ -2,7 +2,7 @@
 //! better not given executed in software.
 
 use engine::Result;
-use engine::msr::Msrs;
+use engine::msr::{Msrs, TSC, TSC_DEADLINE};
 use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic};
 use kvm_ioctls::VcpuFd;
 use vm_memory::{Bytes, GuestAddress};
@@ -11,11 +11,12 @@ use super::deliver::{Delivery, Registers};
 use super::effects::{self, Access, Touch};
 use super::walk::{Miss, Paging, Want};
 use super::xsave::{self, Extended};
-use super::{Begun, IF, MSR_LSTAR, MSR_SFMASK, MSR_STAR, Next, PAGE, Piece, Stepper, Watch};
+use super::{Begun, Events, IF, MSR_LSTAR, MSR_SFMASK, MSR_STAR, Next, PAGE, Piece, Stepper, Watch};
 
 const EFER_LMA: u64 = 1 << 10;
 const CR4_TSD: u64 = 1 << 2;
-const MSR_TSC_DEADLINE: u32 = 0x6E0;
+/// Bits of IA32_APIC_BASE that say where the local APIC is.
+const APIC_PAGE: u64 = 0x000F_FFFF_FFFF_F000;
 const PAGE_FAULT: u8 = 14;
 const PROTECTION: u8 = 13;
 const STACK_FAULT: u8 = 12;
@@ -38,19 +39,20 @@ pub(super) fn leads_to(i: &Instruction, rip: u64) -> bool {
 impl Begun {
     /// Of an instruction that cannot be told.
     fn blindly(rip: u64) -> Self {
-        Self { rip, instruction: Instruction::default(), pieces: Vec::new(), place: 0, behind: None }
+        let instruction = Instruction::default();
+        Self { rip, instruction, pieces: Vec::new(), place: 0, calls: false, behind: None }
     }
 }
 
 impl Stepper {
     /// Looks at the instruction at `rip`.
-    pub(super) fn look(&mut self, fd: &VcpuFd, rip: u64, watch: &Watch) -> Result<Next> {
+    pub(super) fn look(&mut self, fd: &VcpuFd, rip: u64, watch: &Watch, events: &Events) -> Result<Next> {
         let instruction = match self.fetch(rip) {
             Ok(instruction) => instruction,
             Err((at, miss)) => return self.missed(fd, rip, at, false, miss),
         };
         if rip == self.regs.rip {
-            if let Some(done) = self.in_software(fd, &instruction)? {
+            if let Some(done) = self.in_software(fd, &instruction, events)? {
                 return Ok(done);
             }
             if let Some(done) = self.string(fd, &instruction, watch)? {
@@ -63,16 +65,20 @@ impl Stepper {
         effects::accesses(&instruction, &mut self.info, registers, extended, &mut accesses);
         let mut pieces = Vec::new();
         let mut miss = None;
+        let mut calls = false;
         for access in &accesses {
-            if let Err((at, why)) = self.translate(access, watch, &mut pieces) {
-                miss = Some((at, access.stack, why));
-                break;
+            match self.translate(access, watch, &mut pieces) {
+                Ok(last) => calls |= self.is_apic(last) && access.touch != Touch::Load,
+                Err((at, why)) => {
+                    miss = Some((at, access.stack, why));
+                    break;
+                }
             }
         }
         self.accesses = accesses;
         match miss {
             Some((at, stack, why)) => self.missed(fd, rip, at, stack, why),
-            None => Ok(Next::Run(Begun { rip, instruction, pieces, place: 0, behind: None })),
+            None => Ok(Next::Run(Begun { rip, instruction, pieces, place: 0, calls, behind: None })),
         }
     }
 
@@ -102,24 +108,31 @@ impl Stepper {
         Ok(decode(&bytes))
     }
 
-    /// The watched parts of an access, page by page.
+    /// Is this in the page of the local APIC?
+    fn is_apic(&self, addr: u64) -> bool {
+        addr / PAGE == (self.sregs.apic_base & APIC_PAGE) / PAGE
+    }
+
+    /// The watched parts of an access, page by page. Gives where the last begins.
     fn translate(
         &self,
         access: &Access,
         watch: &Watch,
         pieces: &mut Vec<Piece>,
-    ) -> std::result::Result<(), (u64, Miss)> {
+    ) -> std::result::Result<u64, (u64, Miss)> {
         let paging = Paging::of(&self.memory, &self.regs, &self.sregs);
         let want = if matches!(access.touch, Touch::Store(_)) { Want::Write } else { Want::Read };
         let (mut linear, mut left) = (access.linear, access.len);
+        let mut last = 0;
         while left > 0 {
             let here = left.min(PAGE - linear % PAGE);
             let addr = paging.translate(linear, want).map_err(|miss| (linear, miss))?;
             clip(addr, here, access.touch, watch, pieces);
             linear = linear.wrapping_add(here);
             left -= here;
+            last = addr;
         }
-        Ok(())
+        Ok(last)
     }
 
     /// An address that cannot be reached: enters the fault's handler.
@@ -143,14 +156,18 @@ impl Stepper {
     }
 
     /// Executes what KVM is better not given while it single-steps; none if that is KVM's.
-    fn in_software(&mut self, fd: &VcpuFd, i: &Instruction) -> Result<Option<Next>> {
+    fn in_software(&mut self, fd: &VcpuFd, i: &Instruction, events: &Events) -> Result<Option<Next>> {
         let kernel = self.sregs.ss.dpl == 0;
         let raised = |vector, fault| Delivery { vector, error_code: None, fault, software: !fault };
         match i.mnemonic() {
             Mnemonic::Hlt if kernel => {
                 self.regs.rip = i.next_ip();
                 self.halted = true;
-                self.write(fd)?;
+                self.write_general(fd)?;
+            }
+            Mnemonic::Pause => {
+                self.regs.rip = i.next_ip();
+                self.write_general(fd)?;
             }
             Mnemonic::Ud0 | Mnemonic::Ud1 | Mnemonic::Ud2 => {
                 return Ok(self.enter(fd, raised(UNDEFINED, true))?.then_some(Next::Raised));
@@ -158,10 +175,9 @@ impl Stepper {
             // Its shadow holds off the trap too on some processors, and then a HLT behind it would sleep in KVM.
             Mnemonic::Sti if kernel && self.sregs.efer & EFER_LMA != 0 => {
                 self.shadow = self.regs.rflags & IF == 0;
-                self.opened |= self.shadow;
                 self.regs.rflags |= IF;
                 self.regs.rip = i.next_ip();
-                self.write(fd)?;
+                self.write_general(fd)?;
             }
             Mnemonic::Int3 | Mnemonic::Int => {
                 let vector = if i.mnemonic() == Mnemonic::Int3 { 3 } else { i.immediate8() };
@@ -187,11 +203,24 @@ impl Stepper {
                     self.regs.rcx = crate::state::tsc_aux(fd)?;
                 }
                 self.regs.rip = i.next_ip();
-                self.write(fd)?;
+                self.write_general(fd)?;
             }
-            Mnemonic::Wrmsr if kernel && self.regs.rcx as u32 == MSR_TSC_DEADLINE => {
-                self.deadline = self.regs.rdx << 32 | self.regs.rax & 0xFFFF_FFFF;
-                return Ok(None);
+            Mnemonic::Wrmsr if kernel && self.regs.rcx as u32 == TSC_DEADLINE && self.tsc.is_some() => {
+                // It serialises nothing (SDM vol. 3, 11.5.4.1). Where the timer waits for something else, nothing happens.
+                if crate::state::waits_for_counter(fd)? {
+                    let deadline = self.regs.rdx << 32 | self.regs.rax & 0xFFFF_FFFF;
+                    events.time().arm(self.id, deadline);
+                }
+                self.regs.rip = i.next_ip();
+                self.write_general(fd)?;
+            }
+            Mnemonic::Rdmsr if kernel && matches!(self.regs.rcx as u32, TSC | TSC_DEADLINE) => {
+                let Some(tsc) = self.tsc else { return Ok(None) };
+                let is_counter = self.regs.rcx as u32 == TSC;
+                let value = if is_counter { tsc } else { events.time().deadline(self.id) };
+                (self.regs.rax, self.regs.rdx) = (value & 0xFFFF_FFFF, value >> 32);
+                self.regs.rip = i.next_ip();
+                self.write_general(fd)?;
             }
             Mnemonic::Sysretq => {
                 let [star, ..] = msrs(fd)?;

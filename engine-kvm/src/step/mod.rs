@@ -3,12 +3,13 @@
 //! While anything is watched, a vCPU executes one instruction a KVM_RUN. What the instruction will touch is told before it
 //! runs, and read after. The single-step flag is in the guest's RFLAGS, so whatever saves, loads or masks RFLAGS is dealt with:
 //!
-//! - Interrupts are kept away (KVM_GUESTDBG_BLOCKIRQ). Every now and then KVM is made to accept one, which is then
+//! - Interrupts are kept away (KVM_GUESTDBG_BLOCKIRQ). When there may be one, KVM is made to accept it, and it is
 //!   delivered in software; page faults are foreseen and delivered so too, as are INT n and UD. SYSCALL, SYSRET and STI
 //!   are executed in software. PUSHF's image is mended.
 //! - Repeated string instructions trap after each element; away from what is watched they are executed in software.
-//! - HLT waits here, looking for an interrupt.
-//! - RDTSC and RDTSCP are executed in software, by a time of the guest's own: see [`time`].
+//! - HLT waits here, looking for an interrupt. PAUSE is nothing: KVM or the processor may take it for a reason to leave the
+//!   guest, and the trap would come after the next instruction.
+//! - The time-stamp counter and the timer that waits for it are of a time of the guest's own: see [`time`].
 //! - The trap of MOV SS comes one instruction late, so the next one is told along with it.
 //! - The flag is set anew for each instruction: IRET and POPF load it away, and KVM forgets it where it emulates.
 //!
@@ -51,11 +52,14 @@ const MSR_LSTAR: u32 = 0xC000_0082;
 const MSR_SFMASK: u32 = 0xC000_0084;
 const PAGE: u64 = 4096;
 
-/// Instructions between two interrupts. Timers fire by the host's time, so one is always due, and a handler takes thousands
-/// of instructions: this way it is a small part of what is executed.
-const BETWEEN_INTERRUPTS: u32 = 512 * LOOK;
-/// Interrupts are looked for this often, in instructions, and when the guest begins to accept them.
-const LOOK: u32 = 64;
+/// An interrupt is looked for when something may have caused one, and, in instructions, this often besides: of a timer that does not
+/// wait for the time-stamp counter only KVM knows. It fires by the host's time, so it is always due, and its handler takes
+/// thousands of instructions: this way it is a small part of what is executed.
+const BETWEEN_LOOKS: u32 = 1 << 15;
+/// A vCPU that is halted looks whenever it has napped so often.
+const NAPS: u32 = 16;
+/// So many looks find what a timer sends: KVM makes an interrupt of it at the end of the first.
+const LOOKS_FOR_TIMER: u8 = 2;
 /// What KVM shows of a vCPU at the end of a KVM_RUN, without being asked.
 const SHOWN: [SyncReg; 2] = [SyncReg::Register, SyncReg::SystemRegister];
 /// A halted vCPU looks for an interrupt this often.
@@ -77,6 +81,8 @@ struct Begun {
     pieces: Vec<Piece>,
     /// The number of its place; 0 where that is not known.
     place: u32,
+    /// It may send an interrupt, or have one accepted that waits.
+    calls: bool,
     /// The instruction behind a MOV SS.
     behind: Option<Box<Begun>>,
 }
@@ -95,6 +101,7 @@ enum Next {
 
 /// A vCPU that is being stepped.
 pub(crate) struct Stepper {
+    id: VcpuId,
     memory: GuestMemory,
     regs: kvm_regs,
     sregs: kvm_sregs,
@@ -105,16 +112,16 @@ pub(crate) struct Stepper {
     pub(crate) halted: bool,
     /// Interrupts wait for one more instruction.
     shadow: bool,
-    /// The guest has begun to accept interrupts since they were last looked for.
-    opened: bool,
-    /// The machine, or the guest itself, has touched the local APIC since.
-    called: bool,
-    /// Messages of the machine so far.
+    /// So many looks are worth while: something may have interrupted it.
+    looks: u8,
+    /// One of them now, even if the guest accepts no interrupts: it may be an NMI.
+    urgent: bool,
+    /// Messages to local APICs so far.
     messages: u64,
-    since_interrupt: u32,
-    /// The time-stamp counter at the next instruction, and what the guest has asked its timer for.
+    /// Instructions since it last looked.
+    since_look: u32,
+    /// The time-stamp counter at the next instruction.
     tsc: Option<u64>,
-    deadline: u64,
     /// The instructions that all had executed when it last had nothing to do.
     idle: Option<u64>,
     /// KVM_RUNs of one instruction, and interrupts that came between.
@@ -140,7 +147,7 @@ impl std::fmt::Debug for Stepper {
 
 impl Stepper {
     /// Begins to step a vCPU that runs or is halted; `None` where it waits to be started.
-    pub(crate) fn begin(fd: &mut VcpuFd, memory: &GuestMemory) -> Result<Option<Self>> {
+    pub(crate) fn begin(fd: &mut VcpuFd, id: VcpuId, memory: &GuestMemory) -> Result<Option<Self>> {
         let state = fd.get_mp_state().map_err(refused("KVM_GET_MP_STATE"))?.mp_state;
         let halted = state == KVM_MP_STATE_HALTED;
         if !halted && state != KVM_MP_STATE_RUNNABLE {
@@ -150,7 +157,7 @@ impl Stepper {
             let running = kvm_mp_state { mp_state: KVM_MP_STATE_RUNNABLE };
             fd.set_mp_state(running).map_err(refused("KVM_SET_MP_STATE"))?;
         }
-        let mut stepper = Self::new(memory, halted);
+        let mut stepper = Self::new(id, memory, halted);
         stepper.regs = fd.get_regs().map_err(refused("KVM_GET_REGS"))?;
         stepper.sregs = fd.get_sregs().map_err(refused("KVM_GET_SREGS"))?;
         stepper.sregs.interrupt_bitmap = [0; 4];
@@ -161,8 +168,9 @@ impl Stepper {
         Ok(Some(stepper))
     }
 
-    fn new(memory: &GuestMemory, halted: bool) -> Self {
+    fn new(id: VcpuId, memory: &GuestMemory, halted: bool) -> Self {
         Self {
+            id,
             memory: memory.clone(),
             regs: kvm_regs::default(),
             sregs: kvm_sregs::default(),
@@ -171,12 +179,11 @@ impl Stepper {
             begun: None,
             halted,
             shadow: false,
-            opened: true,
-            called: true,
+            looks: LOOKS_FOR_TIMER,
+            urgent: true,
             messages: 0,
-            since_interrupt: BETWEEN_INTERRUPTS,
+            since_look: 0,
             tsc: None,
-            deadline: 0,
             idle: None,
             steps: 0,
             interrupts: 0,
@@ -205,17 +212,32 @@ impl Stepper {
         Ok(())
     }
 
+    /// Reads the time, and has the timer fire if it is due.
+    pub(crate) fn tell_time(&mut self, fd: &VcpuFd, events: &Events, khz: u32) -> Result<()> {
+        let mut time = events.time();
+        self.tsc = time.tsc(events.number(), khz);
+        if self.tsc.is_some_and(|tsc| time.fires(self.id, tsc)) {
+            // To KVM any deadline but 0 has passed.
+            crate::state::set_deadline(fd, 1)?;
+            self.looks = LOOKS_FOR_TIMER;
+        }
+        Ok(())
+    }
+
     /// Is an interrupt to be looked for before the next instruction?
     pub(crate) fn looks_for_interrupt(&mut self, events: &Events) -> bool {
         let messages = events.messages();
-        self.called |= messages != self.messages;
-        self.messages = messages;
-        if self.shadow {
-            return false;
+        if std::mem::replace(&mut self.messages, messages) != messages {
+            self.looks = self.looks.max(1);
+            self.urgent = true;
         }
-        let due = self.since_interrupt >= BETWEEN_INTERRUPTS
-            && (self.opened || self.since_interrupt.is_multiple_of(LOOK));
-        self.halted || self.called || (due && self.regs.rflags & IF != 0)
+        let is_worth_it = self.looks > 0 || self.since_look >= BETWEEN_LOOKS;
+        !self.shadow && (self.urgent || (self.accepts() && is_worth_it))
+    }
+
+    /// Does the guest accept interrupts?
+    fn accepts(&self) -> bool {
+        self.halted || self.regs.rflags & IF != 0
     }
 
     /// Opens the vCPU to interrupts, so that a KVM_RUN that is broken off at once accepts one.
@@ -225,10 +247,13 @@ impl Stepper {
 
     /// Delivers what KVM has accepted.
     pub(crate) fn accept(&mut self, fd: &VcpuFd) -> Result<()> {
-        (self.opened, self.called) = (false, false);
-        self.since_interrupt = self.since_interrupt.saturating_add(1);
+        if self.accepts() {
+            self.looks = self.looks.saturating_sub(1);
+        }
+        (self.urgent, self.since_look) = (false, 0);
         if let Some(delivery) = take_injected(fd)? {
-            self.since_interrupt = 0;
+            // Another one may wait for this one's end.
+            self.looks = self.looks.max(1);
             self.interrupts += 1;
             self.halted = false;
             self.enter_or_inject(fd, delivery)?;
@@ -240,16 +265,16 @@ impl Stepper {
     pub(crate) fn wait(&mut self, events: &Events, khz: u32) {
         let number = events.number();
         if self.idle.replace(number) == Some(number) {
-            events.leap(self.deadline, khz);
+            events.time().leap(number, khz);
         }
+        self.since_look = self.since_look.saturating_add(BETWEEN_LOOKS / NAPS);
     }
 
     /// Looks at the next instruction. `true`: KVM is to execute it; `false`: that is done.
-    pub(crate) fn prepare(&mut self, fd: &VcpuFd, watch: &Watch, events: &Events, khz: u32) -> Result<bool> {
+    pub(crate) fn prepare(&mut self, fd: &VcpuFd, watch: &Watch, events: &Events) -> Result<bool> {
         self.shadow = false;
-        self.tsc = events.tsc(khz);
-        self.since_interrupt = self.since_interrupt.saturating_add(1);
-        match self.look(fd, self.regs.rip, watch)? {
+        self.since_look = self.since_look.saturating_add(1);
+        match self.look(fd, self.regs.rip, watch, events)? {
             Next::Executed => {
                 events.count();
                 Ok(false)
@@ -259,7 +284,7 @@ impl Stepper {
                 let i = &begun.instruction;
                 if i.mnemonic() == Mnemonic::Mov && i.op0_register() == Register::SS {
                     self.shadow = true;
-                    if let Next::Run(next) = self.look(fd, i.next_ip(), watch)? {
+                    if let Next::Run(next) = self.look(fd, i.next_ip(), watch, events)? {
                         begun.behind = Some(Box::new(next));
                     }
                 }
@@ -283,10 +308,10 @@ impl Stepper {
     /// The instruction that was begun is over: tells what it did; `who` is the vCPU and guest time.
     pub(crate) fn complete(&mut self, fd: &VcpuFd, who: (VcpuId, u64), events: &Events) -> Result<()> {
         let Some(begun) = self.begun.take() else { return Ok(()) };
-        let before = self.regs.rflags;
         self.read(fd);
-        self.opened |= !before & self.regs.rflags & IF != 0;
-        self.called |= effects::touches_apic(&begun.instruction) && self.regs.rflags & IF != 0;
+        if begun.calls || effects::touches_apic(&begun.instruction) {
+            events.message();
+        }
         self.tell(&begun, who, events);
         let mut last = &begun;
         if let Some(behind) = &begun.behind
@@ -361,10 +386,15 @@ impl Stepper {
         self.sregs.interrupt_bitmap = [0; 4];
     }
 
-    /// Gives KVM the registers that software has changed.
+    /// Gives KVM the general registers, which software has changed.
+    fn write_general(&self, fd: &VcpuFd) -> Result<()> {
+        fd.set_regs(&self.regs).map_err(refused("KVM_SET_REGS"))
+    }
+
+    /// Gives KVM all registers.
     fn write(&self, fd: &VcpuFd) -> Result<()> {
-        fd.set_regs(&self.regs).map_err(refused("KVM_SET_REGS"))?;
-        fd.set_sregs(&self.sregs).map_err(refused("KVM_SET_SREGS"))
+        self.write_general(fd)?;
+        crate::state::set_system(fd, &self.sregs).map_err(refused("KVM_SET_SREGS"))
     }
 
     /// Enters a handler in software; `false`, and nothing has changed, where that is no plain case.
@@ -445,4 +475,62 @@ fn inject(fd: &VcpuFd, delivery: Delivery) -> Result<()> {
         events.exception.error_code = delivery.error_code.unwrap_or(0);
     }
     fd.set_vcpu_events(&events).map_err(refused("KVM_SET_VCPU_EVENTS"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::walk::tests::memory;
+    use super::*;
+
+    #[test]
+    fn an_interrupt_is_looked_for_when_there_may_be_one() {
+        let events = Events::default();
+        let mut stepper = Stepper::new(0, &memory(), false);
+        assert!(stepper.looks_for_interrupt(&events), "nobody knows what was before");
+        (stepper.looks, stepper.urgent) = (0, false);
+        stepper.regs.rflags = IF;
+        assert!(!stepper.looks_for_interrupt(&events));
+        events.message();
+        stepper.regs.rflags = 0;
+        assert!(stepper.looks_for_interrupt(&events), "it may be an NMI");
+        stepper.urgent = false;
+        assert!(!stepper.looks_for_interrupt(&events), "it is none, and not accepted");
+        stepper.regs.rflags = IF;
+        assert!(stepper.looks_for_interrupt(&events), "the message is not forgotten");
+        stepper.shadow = true;
+        assert!(!stepper.looks_for_interrupt(&events), "behind STI");
+        (stepper.shadow, stepper.looks, stepper.since_look) = (false, 0, BETWEEN_LOOKS);
+        assert!(stepper.looks_for_interrupt(&events), "there are timers that tell nobody");
+    }
+
+    #[test]
+    fn a_halted_vcpu_looks_now_and_then() {
+        let events = Events::default();
+        let mut stepper = Stepper::new(0, &memory(), true);
+        (stepper.looks, stepper.urgent) = (0, false);
+        let naps = (0..100).take_while(|_| {
+            let sleeps = !stepper.looks_for_interrupt(&events);
+            stepper.wait(&events, 1_000_000);
+            sleeps
+        });
+        assert_eq!(naps.count() as u32, NAPS);
+    }
+
+    #[test]
+    fn time_leaps_to_the_first_of_all_deadlines_when_nobody_does_anything() {
+        let events = Events::default();
+        let mut steppers = [0, 1].map(|id| Stepper::new(id, &memory(), true));
+        events.time().begin(1000, 0, 0);
+        events.time().arm(0, 9000);
+        events.time().arm(1, 5000);
+        let mut wait = |id: usize| {
+            steppers[id].wait(&events, 1_000_000);
+            events.time().tsc(events.number(), 1_000_000)
+        };
+        assert_eq!(wait(0), Some(1000));
+        events.count();
+        assert_eq!(wait(0), Some(1001), "the other vCPU has done something");
+        assert_eq!(wait(0), Some(5000));
+        assert_eq!(wait(0), Some(5000), "before it has found its timer");
+    }
 }

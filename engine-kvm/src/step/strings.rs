@@ -11,7 +11,6 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 use super::walk::{Paging, Want};
 use super::{Next, PAGE, Stepper, TF, Watch};
-use crate::refused;
 
 const DF: u64 = 1 << 10;
 const RF: u64 = 1 << 16;
@@ -34,7 +33,7 @@ impl Stepper {
     pub(super) fn string(&mut self, fd: &VcpuFd, i: &Instruction, watch: &Watch) -> Result<Option<Next>> {
         let done = self.string_in_software(i, watch);
         if done.is_some() {
-            fd.set_regs(&self.regs).map_err(refused("KVM_SET_REGS"))?;
+            self.write_general(fd)?;
         }
         Ok(done)
     }
@@ -143,7 +142,7 @@ mod tests {
 
     /// A vCPU whose memory counts upwards from 0x5000, with RSI, RDI and RCX as given.
     fn stepper([rsi, rdi, rcx]: [u64; 3]) -> Stepper {
-        let mut stepper = Stepper::new(&memory(), false);
+        let mut stepper = Stepper::new(0, &memory(), false);
         let bytes: Vec<u8> = (0..0x8000_u32).map(|n| (n ^ n >> 8) as u8).collect();
         stepper.memory.write_slice(&bytes, GuestAddress(0x5000)).unwrap();
         stepper.sregs = long_mode();

@@ -3,7 +3,7 @@
 use iced_x86::code_asm::*;
 
 use super::bench::{Bench, Case, Outcome, cases, same};
-use super::scene::{self, DATA};
+use super::scene::{self, DATA, TSS};
 use crate::ExitKind::{IoRead, IoWrite};
 use crate::state::gpr::{RAX, RBX, RCX, RDI, RDX, RSI};
 
@@ -16,6 +16,7 @@ pub(super) const CASES: &[Case] = cases!["ports":
     rep_of_nothing_makes_no_access,
     string_io_in_real_mode,
     user_may_not_without_permission,
+    a_permission_map_says_which,
 ];
 
 fn out_writes_every_width(bench: &Bench<'_>) -> Outcome {
@@ -158,4 +159,17 @@ fn user_may_not_without_permission(bench: &Bench<'_>) -> Outcome {
     let mut m =
         bench.long(|a| a.out(0x10, al))?.with(scene::user).with(|state| state.registers.rflags |= 0x3000);
     m.expect(IoWrite { port: 0x10, size: 1, value: 0 })
+}
+
+/// The map begins behind the task state segment's fixed part; a set bit denies its port.
+fn a_permission_map_says_which(bench: &Bench<'_>) -> Outcome {
+    let program = bench.long(|a| {
+        a.out(0x10, al)?;
+        a.out(0x18, al)
+    })?;
+    let mut m = program.with(scene::user).with(|state| state.system.tr.limit = 0x88);
+    m.write(TSS + 0x68 + 3, 1_u8)?;
+    m.write(TSS + 0x88, 0xFF_u8)?;
+    m.expect(IoWrite { port: 0x10, size: 1, value: 0 })?;
+    m.expect_trap(13, Some(0)).map(drop)
 }
