@@ -121,6 +121,9 @@ fn inner(offset: usize) -> Rm {
     Rm::Base(RSP, offset as i32 - Frame::BASE as i32 + 8)
 }
 
+/// Bytes between an event of the log and what is fetched meanwhile.
+const AHEAD: usize = 512;
+
 /// Bytes of the jump behind a call of [`write()`]'s function.
 const JUMP: i8 = 5;
 
@@ -159,6 +162,8 @@ pub(super) fn write(asm: &mut Asm) {
     compare(asm, 8, RCX, inner(NEXT + 8));
     refused.push(asm.jump(0x84));
     let field = |offset: usize| Rm::Base(RCX, offset as i32);
+    // prefetchw: whoever has read the log before has these lines.
+    asm.modrm(op2(0x0D), 4, 1, field(AHEAD));
     // The offset in the page, in RDX: it is taken back below.
     asm.modrm(op(0x03), 8, RDX.0, quick(offset_of!(Quick, page)));
     compare(asm, 8, RDX, quick(offset_of!(Quick, limit)));
