@@ -6,7 +6,6 @@ mod kernel;
 mod params;
 
 use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use engine::{CpuState, GuestMemory};
@@ -83,15 +82,6 @@ fn load_initrd(
     // Straight into the guest: the allocator would keep a buffer of this size resident.
     memory.read_exact_volatile_from(GuestAddress(address), &mut file, size as usize)?;
     Ok((address, size))
-}
-
-/// A whole file; `what` names it in the message.
-fn read(path: &Path, what: &'static str) -> Result<Vec<u8>> {
-    let failed = |source| Error::Read { what, path: path.to_owned(), source };
-    let mut file = File::open(path).map_err(failed)?;
-    let mut bytes = Vec::new();
-    file.read_to_end(&mut bytes).map_err(failed)?;
-    Ok(bytes)
 }
 
 #[cfg(test)]
