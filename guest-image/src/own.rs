@@ -37,21 +37,26 @@ impl Store {
     /// Brings a user's own kernel into the shape of an image. The files themselves are only read; what is made of them
     /// is cached by its content. The command line is the base's, or a console on the first serial port.
     pub fn own(&self, own: &OwnKernel) -> Result<Image> {
-        let data = fs::read(&own.kernel).at("read kernel", &own.kernel)?;
-        let (vmlinux, release) = self.vmlinux(&data, &own.kernel)?;
+        // Each reads its file to the end, as long as the other does.
+        let (kernel, layout) = std::thread::scope(|scope| {
+            let layout = scope.spawn(|| own.initrd.as_deref().map(Layout::of_file).transpose());
+            let data = fs::read(&own.kernel).at("read kernel", &own.kernel);
+            (data.and_then(|data| self.vmlinux(&data, &own.kernel)), layout.join())
+        });
+        let (vmlinux, release) = kernel?;
+        let layout = layout.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?.unwrap_or_default();
         let modules =
             own.modules.as_deref().map(|folder| Self::read_modules(folder, &release)).transpose()?;
         let initramfs = match (&own.initrd, &own.base, modules) {
-            (Some(path), _, None) => {
-                Layout::of_file(path)?;
-                Some(path.clone())
-            }
-            (Some(path), _, Some((tree, _))) => Some(self.overlay(Some(path), &tree)?),
+            (Some(path), _, None) => Some(path.clone()),
+            (Some(path), _, Some((tree, _))) => Some(self.overlay(Some((path, layout)), &tree)?),
             // The agent is told to load this kernel's modules, not those of the kernel that the base was built for.
             (None, Some(base), modules) => {
                 let (mut tree, boot) = modules.unwrap_or_default();
                 tree.file(MODULE_LIST, 0o644, boot.join("\n") + "\n");
-                Some(self.overlay(base.initramfs.as_deref(), &tree)?)
+                let layout = base.initramfs.as_deref().map(Layout::of_file).transpose()?.unwrap_or_default();
+                let under = base.initramfs.as_deref().map(|path| (path, layout));
+                Some(self.overlay(under, &tree)?)
             }
             (None, None, Some((tree, _))) => Some(self.overlay(None, &tree)?),
             (None, None, None) => None,
@@ -92,10 +97,10 @@ impl Store {
         Ok((tree, boot))
     }
 
-    /// `initrd` followed by an archive of `tree`. The kernel unpacks one after the other.
-    fn overlay(&self, initrd: Option<&Path>, tree: &Tree) -> Result<PathBuf> {
+    /// An initial RAM disk followed by an archive of `tree`. The kernel unpacks one after the other.
+    fn overlay(&self, initrd: Option<(&Path, Layout)>, tree: &Tree) -> Result<PathBuf> {
         let (mut archive, layout) = match initrd {
-            Some(path) => (fs::read(path).at("read initrd", path)?, Layout::of_file(path)?),
+            Some((path, layout)) => (fs::read(path).at("read initrd", path)?, layout),
             None => (Vec::new(), Layout::default()),
         };
         // An archive begins on a word boundary; zeroes between archives are skipped.
