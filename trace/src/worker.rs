@@ -12,6 +12,8 @@ pub struct Worker<J, R, T> {
     jobs: Option<SyncSender<J>>,
     used: Receiver<R>,
     thread: Option<JoinHandle<Result<T>>>,
+    /// What has ended the work, if that was told: it is told each time.
+    failure: Option<Error>,
 }
 
 impl<J: Send + 'static, R: Send + 'static, T: Send + 'static> Worker<J, R, T> {
@@ -28,7 +30,7 @@ impl<J: Send + 'static, R: Send + 'static, T: Send + 'static> Worker<J, R, T> {
         let (done, used) = channel();
         let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || work(todo, done));
         let thread = thread.map_err(|source| Error::Io { offset: 0, source })?;
-        Ok(Self { jobs: Some(jobs), used, thread: Some(thread) })
+        Ok(Self { jobs: Some(jobs), used, thread: Some(thread), failure: None })
     }
 
     /// Hands a job over; waits while too many wait.
@@ -55,17 +57,20 @@ impl<J: Send + 'static, R: Send + 'static, T: Send + 'static> Worker<J, R, T> {
         self.jobs = None;
         match self.thread.take().map(JoinHandle::join) {
             Some(Ok(done)) => done,
-            _ => Err(lost()),
+            Some(Err(_)) => Err(lost()),
+            None => Err(self.failed()),
         }
     }
 
     /// Why nothing is done any more.
     pub(crate) fn failed(&mut self) -> Error {
         self.jobs = None;
-        match self.thread.take().map(JoinHandle::join) {
+        let error = match self.thread.take().map(JoinHandle::join) {
             Some(Ok(Err(error))) => error,
-            _ => lost(),
-        }
+            _ => self.failure.take().unwrap_or_else(lost),
+        };
+        self.failure = Some(again(&error));
+        error
     }
 }
 
@@ -76,6 +81,16 @@ impl<J, R, T> Drop for Worker<J, R, T> {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
+    }
+}
+
+/// The same error once more.
+fn again(error: &Error) -> Error {
+    match error {
+        Error::Io { offset, source } => {
+            Error::Io { offset: *offset, source: std::io::Error::new(source.kind(), source.to_string()) }
+        }
+        other => Error::Io { offset: 0, source: std::io::Error::other(other.to_string()) },
     }
 }
 
