@@ -54,9 +54,9 @@ impl Store {
             (None, Some(base), modules) => {
                 let (mut tree, boot) = modules.unwrap_or_default();
                 tree.file(MODULE_LIST, 0o644, boot.join("\n") + "\n");
-                let layout = base.initramfs.as_deref().map(Layout::of_file).transpose()?.unwrap_or_default();
-                let under = base.initramfs.as_deref().map(|path| (path, layout));
-                Some(self.overlay(under, &tree)?)
+                let under =
+                    base.initramfs.as_deref().map(|path| Ok::<_, Error>((path, Layout::of_file(path)?)));
+                Some(self.overlay(under.transpose()?, &tree)?)
             }
             (None, None, Some((tree, _))) => Some(self.overlay(None, &tree)?),
             (None, None, None) => None,

@@ -79,7 +79,7 @@ impl Kernel {
     pub(super) fn load(&self, plan: &MemoryPlan, memory: &GuestMemory) -> Result<Loaded> {
         let path = self.path();
         let failed = |source| Error::Read { what: "kernel", path: path.to_owned(), source };
-        // Straight into the guest: a copy of a kernel is a fifth of its boot's time.
+        // Straight into the guest: by way of a buffer it took seven hundredths of a cold boot's time.
         let mut file = File::open(path).map_err(failed)?;
         let length = file.metadata().map_err(failed)?.len();
         match self {
