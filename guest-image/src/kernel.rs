@@ -10,6 +10,9 @@ use crate::error::{Error, Result};
 /// A vmlinux is not larger than this.
 const VMLINUX_LIMIT: usize = 1 << 30;
 
+/// All that [`release_of_bzimage`] looks at is within so many bytes.
+pub(crate) const HEAD: u64 = 128 << 10;
+
 const SETUP_SECTS: usize = 0x1f1;
 const HEADER_MAGIC: usize = 0x202;
 const VERSION: usize = 0x206;
@@ -106,7 +109,8 @@ fn check_elf(data: &[u8]) -> std::result::Result<(), String> {
     }
 }
 
-fn release_of_bzimage(data: &[u8]) -> Option<String> {
+/// The release that the header of a bzImage names.
+pub(crate) fn release_of_bzimage(data: &[u8]) -> Option<String> {
     if data.get(HEADER_MAGIC..HEADER_MAGIC + 4)? != b"HdrS" {
         return None;
     }

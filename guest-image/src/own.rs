@@ -1,6 +1,7 @@
 //! Own kernels: `--kernel`, `--initrd`, `--modules`, brought into the shape of an image.
 
 use std::fs;
+use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use crate::build::MODULE_LIST;
@@ -37,14 +38,8 @@ impl Store {
     /// Brings a user's own kernel into the shape of an image. The files themselves are only read; what is made of them
     /// is cached by its content. The command line is the base's, or a console on the first serial port.
     pub fn own(&self, own: &OwnKernel) -> Result<Image> {
-        // Each reads its file to the end, as long as the other does.
-        let (kernel, layout) = std::thread::scope(|scope| {
-            let layout = scope.spawn(|| own.initrd.as_deref().map(Layout::of_file).transpose());
-            let data = fs::read(&own.kernel).at("read kernel", &own.kernel);
-            (data.and_then(|data| self.vmlinux(&data, &own.kernel)), layout.join())
-        });
-        let (vmlinux, release) = kernel?;
-        let layout = layout.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?.unwrap_or_default();
+        let (vmlinux, release) = self.vmlinux_of(&own.kernel)?;
+        let layout = own.initrd.as_deref().map(Layout::of_file).transpose()?.unwrap_or_default();
         let modules =
             own.modules.as_deref().map(|folder| Self::read_modules(folder, &release)).transpose()?;
         let initramfs = match (&own.initrd, &own.base, modules) {
@@ -124,48 +119,59 @@ struct Layout {
 }
 
 impl Layout {
-    /// Reads an initial RAM disk to its end, so that damage is found here and not by a guest that finds no init.
+    /// Walks an initial RAM disk to its end, so that damage is found here and not by a guest that finds no init.
     fn of_file(path: &Path) -> Result<Self> {
-        let data = fs::read(path).at("read initrd", path)?;
+        let file = fs::File::open(path).at("read initrd", path)?;
         let mut layout = Self::default();
-        layout.read(&data, true).map_err(|why| Error::Initrd { path: path.to_owned(), why })?;
+        layout.read(&file, true).map_err(|why| Error::Initrd { path: path.to_owned(), why })?;
         Ok(layout)
     }
 
     /// Archives follow each other, with zeroes between them; the last one may be compressed.
-    fn read(&mut self, data: &[u8], may_be_packed: bool) -> std::result::Result<(), String> {
-        let mut rest = data;
+    fn read(&mut self, data: &impl ReadAt, may_be_packed: bool) -> std::result::Result<(), String> {
+        let mut at = 0;
         loop {
-            if is_cpio(rest) {
-                rest = self.read_archive(rest, data.len() - rest.len())?;
-            } else if may_be_packed && Format::of(rest).is_some() {
+            let begin = data.at(at, 16)?;
+            if is_cpio(&begin) {
+                at = self.read_archive(data, at)?;
+            } else if may_be_packed && Format::of(&begin).is_some() {
+                let packed = data.at(at, usize::MAX)?;
                 let unpacked =
-                    compress::decompress(rest, INITRD_LIMIT).map_err(|e| format!("corrupt: {e}"))?;
-                return self.read(&unpacked, false);
-            } else if rest.len() == data.len() {
+                    compress::decompress(&packed, INITRD_LIMIT).map_err(|e| format!("corrupt: {e}"))?;
+                return self.read(&unpacked.as_slice(), false);
+            } else if at == 0 {
                 return Err("it holds neither a cpio archive nor one compressed in a known way".into());
             } else {
-                return Err(format!("corrupt: byte {} begins no archive", data.len() - rest.len()));
+                return Err(format!("corrupt: byte {at} begins no archive"));
             }
-            let zeroes = rest.iter().take_while(|&&byte| byte == 0).count();
-            rest = &rest[zeroes..];
-            if rest.is_empty() {
-                return Ok(());
+            loop {
+                let some = data.at(at, 4096)?;
+                let zeroes = some.iter().take_while(|&&byte| byte == 0).count();
+                at += zeroes as u64;
+                match (some.len(), zeroes) {
+                    (0, _) => return Ok(()),
+                    (len, zeroes) if zeroes < len => break,
+                    _ => {}
+                }
             }
         }
     }
 
-    /// Walks an archive that begins at byte `base` of its file, and gives what follows its trailer.
-    fn read_archive<'a>(&mut self, data: &'a [u8], base: usize) -> std::result::Result<&'a [u8], String> {
+    /// Walks an archive that begins at a byte of its file, and gives where its trailer ends. The files' contents are not looked at.
+    fn read_archive(&mut self, data: &impl ReadAt, base: u64) -> std::result::Result<u64, String> {
         const HEADER: usize = 110;
         const LINK: usize = 0o12;
-        let mut at = 0_usize;
+        /// Of most names all.
+        const NAME: usize = 146;
+        let mut at = base;
         loop {
-            let place = base + at;
-            let truncated = || format!("truncated: the entry at byte {place} ends beyond the file");
-            let entry = data.get(at..).filter(|entry| entry.len() >= HEADER).ok_or_else(truncated)?;
-            let corrupt = || format!("corrupt: no entry header at byte {place}");
-            if !is_cpio(entry) {
+            let truncated = || format!("truncated: the entry at byte {at} ends beyond the file");
+            let entry = data.at(at, HEADER + NAME)?;
+            if entry.len() < HEADER {
+                return Err(truncated());
+            }
+            let corrupt = || format!("corrupt: no entry header at byte {at}");
+            if !is_cpio(&entry) {
                 return Err(corrupt());
             }
             let field = |n: usize| {
@@ -174,17 +180,17 @@ impl Layout {
             };
             let (mode, size, name) = (field(1), field(6), field(11));
             let (Some(mode), Some(size), Some(length)) = (mode, size, name) else { return Err(corrupt()) };
-            let name = entry.get(HEADER..HEADER + length).ok_or_else(truncated)?;
             let end = (HEADER + length).next_multiple_of(4) + size;
-            if end > entry.len() {
+            // The last byte of all that it has: if it is there, so is the rest.
+            if data.at(at + end as u64 - 1, 1)?.is_empty() {
                 return Err(truncated());
             }
-            match name {
-                b"TRAILER!!!\0" => return Ok(&entry[end..]),
-                b"lib\0" | b"./lib\0" | b"/lib\0" => self.merged = mode >> 12 == LINK,
+            match entry.get(HEADER..HEADER + length) {
+                Some(b"TRAILER!!!\0") => return Ok(at + end as u64),
+                Some(b"lib\0" | b"./lib\0" | b"/lib\0") => self.merged = mode >> 12 == LINK,
                 _ => {}
             }
-            at += end.next_multiple_of(4);
+            at += end.next_multiple_of(4) as u64;
         }
     }
 
@@ -196,6 +202,30 @@ impl Layout {
             files.insert(library.filter(|_| !self.merged).unwrap_or(path), node.clone());
         }
         files.to_cpio()
+    }
+}
+
+/// What is read by position.
+trait ReadAt {
+    /// So many bytes from a place on, or as many as there are.
+    fn at(&self, place: u64, bytes: usize) -> std::result::Result<Vec<u8>, String>;
+}
+
+impl ReadAt for fs::File {
+    fn at(&self, place: u64, bytes: usize) -> std::result::Result<Vec<u8>, String> {
+        let mut file = self;
+        let mut found = Vec::new();
+        file.seek(SeekFrom::Start(place))
+            .and_then(|_| file.take(bytes as u64).read_to_end(&mut found))
+            .map_err(|error| format!("byte {place} cannot be read: {error}"))?;
+        Ok(found)
+    }
+}
+
+impl ReadAt for &[u8] {
+    fn at(&self, place: u64, bytes: usize) -> std::result::Result<Vec<u8>, String> {
+        let rest = usize::try_from(place).ok().and_then(|place| self.get(place..)).unwrap_or_default();
+        Ok(rest[..bytes.min(rest.len())].to_vec())
     }
 }
 
@@ -273,9 +303,9 @@ mod tests {
         {
             let mut both = base.to_cpio();
             let mut layout = Layout::default();
-            layout.read(&both, true).unwrap();
+            layout.read(&both.as_slice(), true).unwrap();
             both.extend(layout.overlay(&modules));
-            Layout::default().read(&both, true).unwrap();
+            Layout::default().read(&both.as_slice(), true).unwrap();
             let text = String::from_utf8_lossy(&both);
             assert!(text.contains(&format!("00000000{folder}\0")), "{folder}");
         }
@@ -296,7 +326,7 @@ mod tests {
             let mut data = archive();
             if let Some(b) = data.get_mut(at) { *b = byte; }
             data.truncate(cut);
-            let _ = Layout::default().read(&data, true);
+            let _ = Layout::default().read(&data.as_slice(), true);
         }
     }
 }

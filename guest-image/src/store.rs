@@ -15,6 +15,7 @@
 //! process left under such a name is removed by the next that builds.
 
 use std::fs;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -151,16 +152,31 @@ impl Store {
 
     /// The ELF kernel within the kernel file `data`, unpacked once. Gives its path and release.
     pub(crate) fn vmlinux(&self, data: &[u8], origin: &Path) -> Result<(PathBuf, String)> {
-        let folder = self.root.join("vmlinux");
-        let path = folder.join(blake3::hash(data).to_hex().as_str());
+        let path = self.place_of_vmlinux(blake3::hash(data));
         match crate::kernel::release(data) {
             Some(release) if path.exists() => return Ok((path, release)),
             _ => {}
         }
         let kernel = Kernel::unpack(data, origin)?;
-        fs::create_dir_all(&folder).at("create", &folder)?;
+        let folder = path.parent().unwrap_or(&self.root);
+        fs::create_dir_all(folder).at("create", folder)?;
         write_atomically(&path, &kernel.vmlinux)?;
         Ok((path, kernel.release))
+    }
+
+    /// The same of a kernel file. A bzImage that has been unpacked before is not held in memory: its first bytes and its hash
+    /// say all.
+    pub(crate) fn vmlinux_of(&self, origin: &Path) -> Result<(PathBuf, String)> {
+        let (head, hash) = hash_behind_head(origin).at("read kernel", origin)?;
+        let path = self.place_of_vmlinux(hash);
+        match crate::kernel::release_of_bzimage(&head) {
+            Some(release) if path.exists() => Ok((path, release)),
+            _ => self.vmlinux(&fs::read(origin).at("read kernel", origin)?, origin),
+        }
+    }
+
+    fn place_of_vmlinux(&self, hash: blake3::Hash) -> PathBuf {
+        self.root.join("vmlinux").join(hash.to_hex().as_str())
     }
 }
 
@@ -176,12 +192,21 @@ pub(crate) fn leftovers(folder: &Path, prefix: &str) -> Vec<PathBuf> {
     left.map(|entry| entry.path()).collect()
 }
 
+/// The first bytes of a kernel file, a bzImage's header among them, and the hash of all of it.
+fn hash_behind_head(path: &Path) -> io::Result<(Vec<u8>, blake3::Hash)> {
+    let mut file = fs::File::open(path)?;
+    let mut head = Vec::new();
+    (&mut file).take(crate::kernel::HEAD).read_to_end(&mut head)?;
+    let hash = blake3::Hasher::new().update(&head).update_reader(file)?.finalize();
+    Ok((head, hash))
+}
+
 /// Writes a file that appears whole or not at all.
 pub(crate) fn write_atomically(path: &Path, data: &[u8]) -> Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
     let mut file =
         tempfile::Builder::new().prefix(".new-").tempfile_in(folder).at("create a file in", folder)?;
-    std::io::Write::write_all(&mut file, data).at("write", path)?;
+    io::Write::write_all(&mut file, data).at("write", path)?;
     use std::os::unix::fs::PermissionsExt;
     file.as_file().set_permissions(fs::Permissions::from_mode(0o644)).at("write", path)?;
     file.persist(path).map_err(|e| e.error).at("write", path)?;

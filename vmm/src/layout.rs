@@ -5,6 +5,8 @@ use std::ops::Range;
 
 use crate::Error;
 
+/// Bytes of a page.
+pub const PAGE: u64 = 4096;
 /// One kibibyte.
 pub const KIB: u64 = 1 << 10;
 /// One mebibyte.

@@ -12,7 +12,7 @@ use vm_memory::{
     MmapRegion,
 };
 
-use crate::layout::MemoryPlan;
+use crate::layout::{MemoryPlan, PAGE};
 use crate::snapshot::Image;
 use crate::{Error, Result};
 
@@ -62,6 +62,17 @@ pub fn fill_ram(plan: &MemoryPlan, memory: &GuestMemory, image: Option<&Image>) 
     Ok(())
 }
 
+/// Maps a part of a file, which nobody shortens or changes any more, over whole pages of RAM. The pages that are written
+/// become this mapping's own.
+///
+/// # Errors
+/// The host refuses, or no RAM is there.
+pub fn lay_file(memory: &GuestMemory, place: u64, file: &File, part: Range<u64>) -> std::io::Result<()> {
+    let region = memory.find_region(GuestAddress(place)).ok_or(std::io::ErrorKind::InvalidInput)?;
+    let begin = place - region.start_addr().0;
+    map_over(&region.get_mmap(), begin..begin + (part.end - part.start), Some((file, part.start)))
+}
+
 /// BLAKE3 of all of the memory, region by region with its address: what two equal runs must agree on.
 #[must_use]
 pub fn hash(memory: &GuestMemory) -> String {
@@ -87,7 +98,6 @@ pub fn hash(memory: &GuestMemory) -> String {
 /// Whether this process has reached any page of a region through its mapping. Where the host does not tell: yes.
 #[must_use]
 pub fn is_touched(region: &PersistentRegion) -> bool {
-    const PAGE: u64 = 4096;
     let mapping = region.get_mmap();
     let count = region.len().div_ceil(PAGE);
     let mut entries = vec![0; 8 * count as usize];
@@ -114,11 +124,7 @@ fn lay_image(mapping: &MmapRegion<()>, image: &Image, at: u64) -> std::io::Resul
 
 /// Maps zeros, or a file from an offset on, over a part of a mapping.
 #[expect(unsafe_code, reason = "a mapping is replaced in place")]
-fn map_over(
-    mapping: &MmapRegion<()>,
-    part: Range<u64>,
-    file: Option<(&Arc<File>, u64)>,
-) -> std::io::Result<()> {
+fn map_over(mapping: &MmapRegion<()>, part: Range<u64>, file: Option<(&File, u64)>) -> std::io::Result<()> {
     let flags = libc::MAP_PRIVATE | libc::MAP_NORESERVE | libc::MAP_FIXED;
     let (flags, file, offset) = match file {
         None => (flags | libc::MAP_ANONYMOUS, -1, 0),

@@ -6,7 +6,8 @@ use engine::{CpuState, GuestMemory, VcpuId};
 use symbols::{Chain, Code, Kernel, Memory, Registers};
 use vm_memory::{Bytes, GuestAddress};
 
-const PAGE: u64 = 4096;
+use crate::layout::PAGE;
+
 /// Bits of table entries: the page is there; the entry is a large page; the address.
 const PRESENT: u64 = 1;
 const LARGE: u64 = 1 << 7;

@@ -5,7 +5,7 @@ use engine::{CpuState, GuestMemory};
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::Result;
-use crate::layout::{GIB, MIB, boot};
+use crate::layout::{GIB, MIB, PAGE, boot};
 
 /// Selectors that Linux names `__BOOT_CS`, `__BOOT_DS`, and a task segment.
 const BOOT_CS: u16 = 0x10;
@@ -33,7 +33,6 @@ const fn descriptor(segment: Segment) -> u64 {
 /// Page-table bits.
 const PRESENT_WRITABLE: u64 = 3;
 const LARGE: u64 = 1 << 7;
-const PAGE: u64 = 0x1000;
 
 /// Writes the descriptor table and the page tables: 2 MiB pages, as 1 GiB pages need a CPUID bit.
 pub fn write_tables(memory: &GuestMemory) -> Result<()> {

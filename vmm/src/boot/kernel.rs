@@ -1,17 +1,19 @@
 //! Loading a kernel: an ELF vmlinux, entered at its 64-bit entry, or a bzImage, which unpacks itself.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read as _, Seek as _, SeekFrom};
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use engine::GuestMemory;
 use linux_loader::loader::bootparam::setup_header;
-use linux_loader::loader::{BzImage, Elf, KernelLoader};
+use linux_loader::loader::{BzImage, KernelLoader};
 use serde::{Deserialize, Serialize};
-use vm_memory::{Address, GuestAddress};
+use vm_memory::{Bytes, GuestAddress};
 
-use crate::layout::{self, MemoryPlan, boot};
+use crate::layout::{self, MemoryPlan, PAGE, boot};
+use crate::memory::lay_file;
 use crate::{Error, Result};
 
 /// Command-line limit of x86 Linux, which an ELF cannot say.
@@ -28,7 +30,8 @@ const MIN_VERSION: u16 = 0x020C;
 /// A kernel file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Kernel {
-    /// An uncompressed ELF: the fast way.
+    /// An uncompressed ELF: the fast way. The guest runs in private mappings of the file, which must stay as it is while a
+    /// machine has it.
     Elf(PathBuf),
     /// A bzImage as distributions ship it; the guest spends its first seconds unpacking it.
     BzImage(PathBuf),
@@ -47,6 +50,21 @@ pub struct Loaded {
     pub command_line_limit: usize,
     /// Last address of an initial RAM disk.
     pub initrd_limit: u64,
+    /// What was mapped instead of read.
+    pub laid: Vec<Range<u64>>,
+}
+
+/// A part of an ELF that is loaded.
+#[derive(Debug)]
+struct Segment {
+    /// Offset in the file.
+    offset: u64,
+    /// Guest-physical address.
+    address: u64,
+    /// Bytes that the file has of it.
+    in_file: u64,
+    /// Bytes that it has in memory.
+    in_memory: u64,
 }
 
 impl Kernel {
@@ -79,11 +97,10 @@ impl Kernel {
     pub(super) fn load(&self, plan: &MemoryPlan, memory: &GuestMemory) -> Result<Loaded> {
         let path = self.path();
         let failed = |source| Error::Read { what: "kernel", path: path.to_owned(), source };
-        // Straight into the guest: by way of a buffer it took seven hundredths of a cold boot's time.
         let mut file = File::open(path).map_err(failed)?;
         let length = file.metadata().map_err(failed)?.len();
         match self {
-            Self::Elf(_) => load_elf(path, (&mut file, length), plan, memory),
+            Self::Elf(_) => load_elf(path, (&file, length), plan, memory),
             Self::BzImage(_) => load_bzimage(path, (&mut file, length), plan, memory),
         }
     }
@@ -103,25 +120,28 @@ fn check_end(path: &Path, end: u64, plan: &MemoryPlan) -> Result<()> {
 
 fn load_elf(
     path: &Path,
-    (file, length): (&mut File, u64),
+    (file, length): (&File, u64),
     plan: &MemoryPlan,
     memory: &GuestMemory,
 ) -> Result<Loaded> {
-    let (end, segments) = elf_extent(file, length)
+    let (entry, segments) = read_elf(file, length)
         .ok_or_else(|| refused(path, "its ELF program headers are damaged; get the file again"))?;
-    if segments == 0 {
-        return Err(refused(path, "it has no loadable segments; give an x86-64 vmlinux"));
-    }
+    let end = segments.iter().map(|segment| segment.address + segment.in_memory).max();
+    let end = end.ok_or_else(|| refused(path, "it has no loadable segments; give an x86-64 vmlinux"))?;
     check_end(path, end, plan)?;
-    let start = Some(GuestAddress(layout::HIGH_RAM_START));
-    let loaded = Elf::load(memory, None, file, start)
-        .map_err(|error| refused(path, format!("{error}; give a complete x86-64 vmlinux")))?;
-    let entry = loaded.kernel_load.raw_value();
     if !(layout::HIGH_RAM_START..end).contains(&entry) {
         return Err(refused(
             path,
             format!("its entry {entry:#x} lies in none of its segments; give an x86-64 vmlinux"),
         ));
+    }
+    let mut laid = Vec::new();
+    for segment in &segments {
+        laid.extend(segment.load(file, memory).map_err(|source| Error::Read {
+            what: "kernel",
+            path: path.to_owned(),
+            source,
+        })?);
     }
     Ok(Loaded {
         entry,
@@ -129,12 +149,38 @@ fn load_elf(
         header: None,
         command_line_limit: COMMAND_LINE_LIMIT,
         initrd_limit: INITRD_LIMIT,
+        laid,
     })
 }
 
-/// End of the highest loadable segment and their number, from the program headers of a 64-bit little-endian x86 ELF
-/// whose segments all lie within the file and above the legacy area.
-fn elf_extent(file: &File, length: u64) -> Option<(u64, usize)> {
+impl Segment {
+    /// Maps its whole pages, where the file has them on page boundaries as well, and reads the rest. Gives what is mapped.
+    /// Most of a kernel no boot ever looks at, and of the pages that it writes fewer are copied than reading would copy.
+    fn load(&self, file: &File, memory: &GuestMemory) -> io::Result<Option<Range<u64>>> {
+        let end = self.address + self.in_file;
+        let alike = self.address % PAGE == self.offset % PAGE;
+        let pages = self.address.next_multiple_of(PAGE)..end / PAGE * PAGE;
+        let pages = (alike && pages.start < pages.end).then_some(pages);
+        let offset = |address| self.offset + (address - self.address);
+        let read = |part: Range<u64>| {
+            let mut file = file;
+            file.seek(SeekFrom::Start(offset(part.start)))?;
+            let bytes = (part.end - part.start) as usize;
+            memory
+                .read_exact_volatile_from(GuestAddress(part.start), &mut file, bytes)
+                .map_err(io::Error::other)
+        };
+        let Some(pages) = pages else { return read(self.address..end).map(|()| None) };
+        read(self.address..pages.start)?;
+        read(pages.end..end)?;
+        lay_file(memory, pages.start, file, offset(pages.start)..offset(pages.end))?;
+        Ok(Some(pages))
+    }
+}
+
+/// The entry and the loadable segments of a 64-bit little-endian x86 ELF, if all lie within the file and above the legacy
+/// area.
+fn read_elf(file: &File, length: u64) -> Option<(u64, Vec<Segment>)> {
     let field = |at: u64, size: usize| {
         let mut bytes = [0; 8];
         file.read_exact_at(bytes.get_mut(..size)?, at).ok()?;
@@ -147,23 +193,27 @@ fn elf_extent(file: &File, length: u64) -> Option<(u64, usize)> {
         return None;
     }
     let (table, size, count) = (field(32, 8)?, field(54, 2)?, field(56, 2)?);
-    let (mut end, mut segments) = (0, 0);
+    let mut segments = Vec::new();
     for n in 0..count {
         let header = table.checked_add(n * size)?;
         let at = |offset| header.checked_add(offset);
         if field(header, 4)? != LOAD {
             continue;
         }
-        let (offset, address) = (field(at(8)?, 8)?, field(at(24)?, 8)?);
-        let (in_file, in_memory) = (field(at(32)?, 8)?, field(at(40)?, 8)?);
-        let inside = offset.checked_add(in_file)? <= length;
-        if !inside || in_file > in_memory || address < layout::HIGH_RAM_START {
+        let segment = Segment {
+            offset: field(at(8)?, 8)?,
+            address: field(at(24)?, 8)?,
+            in_file: field(at(32)?, 8)?,
+            in_memory: field(at(40)?, 8)?,
+        };
+        let inside = segment.offset.checked_add(segment.in_file)? <= length;
+        segment.address.checked_add(segment.in_memory)?;
+        if !inside || segment.in_file > segment.in_memory || segment.address < layout::HIGH_RAM_START {
             return None;
         }
-        end = end.max(address.checked_add(in_memory)?);
-        segments += 1;
+        segments.push(segment);
     }
-    Some((end, segments))
+    Some((field(24, 8)?, segments))
 }
 
 fn load_bzimage(
@@ -196,5 +246,6 @@ fn load_bzimage(
         header: Some(header),
         command_line_limit: (header.cmdline_size as usize).min(COMMAND_LINE_LIMIT),
         initrd_limit: header.initrd_addr_max.into(),
+        laid: Vec::new(),
     })
 }

@@ -6,6 +6,7 @@ mod kernel;
 mod params;
 
 use std::fs::File;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use engine::{CpuState, GuestMemory};
@@ -13,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::devices::Power;
-use crate::layout::{self, MemoryPlan, port};
+use crate::layout::{self, MemoryPlan, PAGE, port};
 use crate::{Error, Result};
 
 pub use kernel::Kernel;
@@ -35,11 +36,20 @@ pub struct BootSpec {
     pub command_line: String,
 }
 
-/// Loads everything into memory, which must read as zeros, and gives the state of the processor that starts it.
+/// All that a machine finds when power comes on.
+#[derive(Debug)]
+pub struct Loaded {
+    /// State of the processor that starts it.
+    pub state: CpuState,
+    /// Guest-physical ranges that are mapped from the kernel's file.
+    pub laid: Vec<Range<u64>>,
+}
+
+/// Loads everything into memory, which must read as zeros.
 ///
 /// # Errors
 /// A file that cannot be read, is not what it should be, or does not fit; the message says which, and what to do.
-pub fn load(spec: &BootSpec, plan: &MemoryPlan, memory: &GuestMemory, seed: u64) -> Result<CpuState> {
+pub fn load(spec: &BootSpec, plan: &MemoryPlan, memory: &GuestMemory, seed: u64) -> Result<Loaded> {
     let kernel = spec.kernel.load(plan, memory)?;
     let command_line = spec.command_line.as_bytes();
     check_command_line(command_line, kernel.command_line_limit)?;
@@ -51,7 +61,7 @@ pub fn load(spec: &BootSpec, plan: &MemoryPlan, memory: &GuestMemory, seed: u64)
     params::write(&params::ParamsSpec { header: kernel.header, initrd, plan, seed }, memory)?;
     cpu::write_tables(memory)?;
     memory.write_slice(&RESET_CODE, GuestAddress(layout::RESET_VECTOR))?;
-    Ok(cpu::state(kernel.entry))
+    Ok(Loaded { state: cpu::state(kernel.entry), laid: kernel.laid })
 }
 
 fn check_command_line(line: &[u8], limit: usize) -> Result<()> {
@@ -70,7 +80,6 @@ fn load_initrd(
     plan: &MemoryPlan,
     memory: &GuestMemory,
 ) -> Result<(u64, u64)> {
-    const PAGE: u64 = 4 * layout::KIB;
     let failed = |source| Error::Read { what: "initrd", path: path.to_owned(), source };
     let mut file = File::open(path).map_err(failed)?;
     let size = file.metadata().map_err(failed)?.len();

@@ -51,7 +51,7 @@ impl Bench {
             initrd: initrd.map(Path::to_owned),
             command_line: line.to_owned(),
         };
-        load(&spec, &self.plan, &self.memory, 1)
+        load(&spec, &self.plan, &self.memory, 1).map(|loaded| loaded.state)
     }
 }
 

@@ -23,11 +23,11 @@ use gdbstub_arch::x86::reg::X86_64CoreRegs;
 use symbols::Memory;
 use vm_memory::{Bytes, GuestAddress};
 
+use crate::layout::PAGE;
 use crate::sight::VirtualMemory;
 
 /// gdb's order of the first eight general registers, in the order of their encoding numbers.
 const ORDER: [usize; 8] = [gpr::RAX, gpr::RBX, gpr::RCX, gpr::RDX, gpr::RSI, gpr::RDI, gpr::RBP, gpr::RSP];
-const PAGE: u64 = 4096;
 
 /// A copy of the vCPUs, and what gdb has changed.
 #[derive(Debug)]

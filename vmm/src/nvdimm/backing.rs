@@ -26,6 +26,7 @@ use super::map::MappedFile;
 use super::superblock::{self, Record, Refusal};
 use super::{Error, Result, host};
 use crate::draft::Draft;
+use crate::layout::PAGE;
 use crate::memory::PersistentRegion;
 use crate::snapshot::{Image, image};
 
@@ -210,10 +211,10 @@ impl Backing {
             let superblock = superblock::write(self.sequence, &self.record).map_err(io::Error::other)?;
             copy.bytes(0, &[&superblock[..], &superblock].concat())?;
             let mut labels = self.labels.clone();
-            labels.resize(labels.len().next_multiple_of(image::PAGE as usize), 0);
+            labels.resize(labels.len().next_multiple_of(PAGE as usize), 0);
             copy.bytes(LABELS, &labels)?;
             for (at, region, part) in pieces {
-                copy.pages(at, region, part, Some(image))?;
+                copy.pages(at, region, part, |n| image.covers(at + n))?;
             }
             Ok(copy.finish())
         };

@@ -18,11 +18,10 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::read_set::{Bytewise, Carried, ReadSet};
 use crate::Result;
-use crate::layout::{DSM_MAILBOX, MemoryPlan};
+use crate::layout::{DSM_MAILBOX, MemoryPlan, PAGE};
 use crate::nvdimm::Nvdimms;
 use crate::sight::VirtualMemory;
 
-const PAGE: u64 = 4096;
 /// Bytes carried or looked at, beyond which it is no probing any more.
 const LIMIT: usize = 1 << 20;
 /// RFLAGS: strings go downwards.
