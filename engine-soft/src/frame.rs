@@ -110,6 +110,8 @@ pub(crate) struct Frame {
     pub(crate) stack: u64,
     /// The x87 registers as translated code has left them.
     pub(crate) image: FxArea,
+    /// Not zero: string instructions go backwards.
+    pub(crate) backward: u64,
     /// Not zero: AVX instructions fault, or may.
     pub(crate) no_wide: u64,
     /// For a call that keeps all registers.

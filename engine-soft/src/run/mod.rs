@@ -122,8 +122,7 @@ impl Cpu {
                 }
                 continue;
             }
-            let translated = self.long && !self.has_breakpoints() && self.shared.blocks.translator.is_some();
-            let left = if translated { self.run_translated() } else { self.run_blocks() };
+            let left = if self.is_translated() { self.run_translated() } else { self.run_blocks() };
             match left {
                 Left::Look => {}
                 Left::Alone => {
@@ -134,6 +133,26 @@ impl Cpu {
                 Left::Exit(kind) => return Stop::Exit(kind),
             }
         }
+    }
+
+    /// Code may be translated. What masks interrupts may do so at levels 0 and 3.
+    fn is_translated(&self) -> bool {
+        let level = matches!(self.cpl, 0 | 3);
+        self.long && level && !self.has_breakpoints() && self.shared.blocks.translator.is_some()
+    }
+
+    /// Between two blocks of translated code: there is something of what [`Cpu::run_on`] looks for. If not, an interrupt shadow
+    /// is over, as it has nothing to hold off: there is an instruction still, which would end it.
+    pub(crate) fn has_to_look(&mut self) -> bool {
+        let quiet = self.posted.is_empty()
+            && !self.attention
+            && self.progress.remaining > 0
+            && self.activity == Activity::Running
+            && self.interrupt_due().is_none()
+            && !self.is_watched()
+            && self.is_translated();
+        self.shadow &= !quiet;
+        !quiet
     }
 
     /// Something has to be seen after each instruction.

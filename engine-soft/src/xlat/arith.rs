@@ -9,7 +9,7 @@ use iced_x86::{Instruction, Mnemonic as M, OpKind, RflagsBits as F};
 use super::body::Body;
 use super::emit::{RAX, RCX, RDX, Reg, Rm, SCRATCH, op, op2};
 use super::flags::{Overflow, Settling};
-use super::memory::Way;
+use super::memory::{Address, Way};
 use super::registers::{GUEST_RAX, GUEST_RCX, GUEST_RDX, Place, place};
 
 /// What a shift leaves undefined.
@@ -36,6 +36,9 @@ impl Body<'_> {
         let visible = self.visible(k, if rotates { F::OF } else { SHIFT });
         // Beyond the operand's width even CF is undefined.
         let narrow = width < 4 && (by_register || count >= width * 8);
+        if visible && by_register && !rotates && !narrow {
+            return self.shift_by_count(group, width, register?);
+        }
         let settled = !visible || !by_register && (!rotates || register.is_some());
         if !settled || !by_register && count == 0 || narrow {
             return None;
@@ -88,6 +91,37 @@ impl Body<'_> {
             _ => Overflow::Clear,
         };
         self.settle_if_seen(k, SHIFT, Settling::Shift(overflow));
+        Some(())
+    }
+
+    /// SHL, SHR and SAR (their opcode extension) by CL of 32 or 64 bits, with flags as the interpreter leaves them: of a count of 0
+    /// all as they were.
+    fn shift_by_count(&mut self, group: u8, width: u8, to: Place) -> Option<()> {
+        self.asm.load(RCX, GUEST_RCX);
+        match to {
+            Place::Host(reg) => self.asm.modrm(op(0xD3), width, group, reg),
+            Place::Slot(_) => {
+                self.asm.modrm(op(0x8B), width, RDX.0, to.rm());
+                self.asm.modrm(op(0xD3), width, group, RDX);
+                self.asm.store(to.rm(), RDX);
+            }
+        }
+        self.asm.save_flags();
+        // and ecx, the bits that count
+        self.asm.raw(&[0x83, 0xE1, if width == 8 { 63 } else { 31 }]);
+        let none = self.asm.jump(0x84);
+        // and ah, not AF
+        self.asm.raw(&[0x80, 0xE4, 0xEF]);
+        match group {
+            // mov dl, ah; mov al, ah; shr al, 7; and dl, 1; xor al, dl: whether sign and carry differ
+            4 => self.asm.raw(&[0x88, 0xE2, 0x88, 0xE0, 0xC0, 0xE8, 7, 0x80, 0xE2, 1, 0x30, 0xD0]),
+            // dec ecx; setz dl; and al, dl: the sign that was, of a count of 1
+            5 => self.asm.raw(&[0xFF, 0xC9, 0x0F, 0x94, 0xC2, 0x20, 0xD0]),
+            // mov al, 0
+            _ => self.asm.raw(&[0xB0, 0]),
+        }
+        self.asm.land(none);
+        self.asm.restore_flags();
         Some(())
     }
 
@@ -228,7 +262,7 @@ impl Body<'_> {
         Some(())
     }
 
-    /// BT, BTS, BTR, BTC; not where a register counts bits from a memory operand.
+    /// BT, BTS, BTR, BTC.
     pub(crate) fn bit(&mut self, i: &Instruction) -> Option<()> {
         let group = match i.mnemonic() {
             M::Bt => 4,
@@ -252,7 +286,7 @@ impl Body<'_> {
                     asm.immediate(1, number);
                 });
             }
-            (OpKind::Memory, OpKind::Register) => return None,
+            (OpKind::Memory, OpKind::Register) => return self.bit_of_string(i, group),
             _ => {
                 let width = i.memory_size().size() as u8;
                 let number = i.immediate(1) as i32;
@@ -260,6 +294,37 @@ impl Body<'_> {
                 self.asm.modrm(op2(0xBA), width, group, to);
                 self.asm.immediate(1, number);
             }
+        }
+        Some(())
+    }
+
+    /// The same (by their opcode extension) where a register of 64 bits counts them from a memory operand.
+    fn bit_of_string(&mut self, i: &Instruction, group: u8) -> Option<()> {
+        if !self.bmi2 || !i.op1_register().is_gpr64() {
+            return None;
+        }
+        let number = place(i.op1_register())?;
+        let way = if group == 4 { Way::Read } else { Way::Write };
+        let from = match self.address(i)? {
+            Address::In(reg) => reg,
+            Address::Known(_) => RAX,
+        };
+        let bits = self.in_register(number, RDX);
+        self.asm.constant(RCX, 6);
+        self.asm.sarx(RCX, bits, RCX);
+        self.asm.lea(RAX, Rm::Index(from, RCX, 3, 0));
+        let at = self.probe(Address::In(RAX), 8, way);
+        if way == Way::Write {
+            let Rm::Index(va, addend, ..) = at else { return None };
+            self.asm.lea(RAX, Rm::Index(va, addend, 0, 0));
+            self.asm.load(RDX, Rm::Base(RAX, 0));
+        } else {
+            self.asm.load(RDX, at);
+        }
+        let bits = self.in_register(number, RCX);
+        self.asm.modrm(op2(0x83 | group << 3), 8, bits.0, RDX);
+        if way == Way::Write {
+            self.asm.store(Rm::Base(RAX, 0), RDX);
         }
         Some(())
     }

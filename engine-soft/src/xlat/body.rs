@@ -7,7 +7,7 @@
 use std::mem::offset_of;
 
 use engine::cpuid::CpuModel;
-use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction};
+use iced_x86::{Code as Opcode, Decoder, DecoderOptions, FlowControl, Instruction};
 
 use super::emit::{Asm, Jump, Label, RCX, Reg, Rm, word};
 use super::flags::{Settling, Unsettled};
@@ -45,8 +45,9 @@ pub(crate) struct Code {
     pub(crate) leaves: bool,
     /// What each instruction does that can log that itself.
     pub(crate) noted: Vec<Option<Noted>>,
-    /// The last instruction is a repeated string instruction, which is not over while RIP is at itself.
-    pub(crate) repeats: bool,
+    /// Behind the last instruction code goes on where that one leads on to what follows it: a repeated string instruction
+    /// may have RIP at itself.
+    pub(crate) falls: bool,
 }
 
 /// An access that has to be done by the interpreter.
@@ -123,9 +124,9 @@ pub(crate) fn translate(source: &Source<'_>, origin: u64, number: usize, setting
     let leaves = body.instructions(source.sync);
     body.ways_out();
     let exits = body.exits.iter().map(|&(jump, target)| (jump.displacement(), target)).collect();
-    let repeats = !source.sync && body.forms.last().is_some_and(repeats);
+    let falls = body.forms.last().is_some_and(falls);
     let noted = body.forms.iter().map(noted).collect();
-    Code { bytes: body.asm.bytes().to_vec(), exits, leaves, noted, repeats }
+    Code { bytes: body.asm.bytes().to_vec(), exits, leaves, noted, falls }
 }
 
 /// The instructions once more, in the decoder's form; an invalid one where the interpreter sees another.
@@ -187,10 +188,10 @@ impl Body<'_> {
             }
             let resume = self.asm.here();
             for slow in &mut self.slow[slow..] {
-                slow.resume = (!leaves).then_some(resume);
+                slow.resume = (!leaves || falls(i)).then_some(resume);
             }
             if leaves {
-                if repeats(i) && !sync {
+                if falls(i) {
                     self.exit(i.next_ip());
                 }
                 return true;
@@ -262,6 +263,12 @@ impl Body<'_> {
             self.asm.go(0xE9, self.thunks.link);
         }
     }
+}
+
+/// An instruction that ends its block and is followed by code. That of a STI is linked, as it changes no translation of
+/// addresses.
+fn falls(i: &Instruction) -> bool {
+    repeats(i) || i.code() == Opcode::Sti
 }
 
 /// A string instruction that may leave RIP at itself.

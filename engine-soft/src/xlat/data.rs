@@ -95,7 +95,10 @@ impl Body<'_> {
             M::Nop | M::Endbr64 | M::Endbr32 => Some(()),
             M::Clflush | M::Clflushopt | M::Clwb if self.watching => self.flushes(i),
             M::Sfence | M::Lfence | M::Mfence if !self.watching => Some(()),
-            _ => self.conditional(i).or_else(|| self.vector(k, i)).or_else(|| self.x87(k, i)),
+            _ => (self.conditional(i))
+                .or_else(|| self.system(i))
+                .or_else(|| self.vector(k, i))
+                .or_else(|| self.x87(k, i)),
         }
     }
 

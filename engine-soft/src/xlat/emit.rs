@@ -276,10 +276,16 @@ impl Asm {
         self.bytes.extend([0x0F, 0xC8 | reg.0 & 7]);
     }
 
-    /// `shrx to, from, rsp`: a shift right by 12 without touching flags.
-    pub(crate) fn shrx(&mut self, width: u8, to: Reg, from: Reg) {
+    /// `shrx to, from, by`: a shift right without touching flags; RSP shifts by 12.
+    pub(crate) fn shrx(&mut self, width: u8, to: Reg, from: Reg, by: Reg) {
         let shrx = Vex { map: 2, prefix: 3, w: width == 8, l: false, opcode: 0xF7 };
-        self.vex(shrx, to.0, RSP.0, Rm::Reg(from));
+        self.vex(shrx, to.0, by.0, Rm::Reg(from));
+    }
+
+    /// `sarx to, from, by`, 64 bits.
+    pub(crate) fn sarx(&mut self, to: Reg, from: Reg, by: Reg) {
+        let sarx = Vex { map: 2, prefix: 2, w: true, l: false, opcode: 0xF7 };
+        self.vex(sarx, to.0, by.0, Rm::Reg(from));
     }
 
     /// An instruction with a VEX prefix, its immediate the caller's to append. An unused `vvvv` is 0.
@@ -385,7 +391,7 @@ mod tests {
                 asm.load(n, Rm::Base(m, 0));
                 asm.load(n, Rm::Base(m, -5));
                 asm.load(n, Rm::Base(m, 0x1234));
-                asm.shrx(8, n, m);
+                asm.shrx(8, n, m, RSP);
                 let mut count = 5;
                 if m != RSP {
                     asm.lea(RAX, Rm::Index(n, m, 3, 0));

@@ -8,7 +8,7 @@ use std::mem::offset_of;
 use iced_x86::{Instruction, Register};
 
 use super::body::Body;
-use super::emit::{CPU, Map, Op, RAX, RCX, RDX, Reg, Rm, entry, op2, word};
+use super::emit::{CPU, Map, Op, RAX, RCX, RDX, RSP, Reg, Rm, entry, op2, word};
 use super::registers::{Place, place};
 use crate::cpu::Cpu;
 use crate::frame::{Frame, Half, SLOTS};
@@ -106,6 +106,17 @@ impl Body<'_> {
 
     /// Makes the host address of an access, or does the instruction by the interpreter. RCX and RDX are lost, RAX stays.
     pub(crate) fn probe(&mut self, at: Address, size: usize, way: Way) -> Rm {
+        let va = match at {
+            Address::Known(_) => RAX,
+            Address::In(va) => va,
+        };
+        self.known(at, Rm::Index(RCX, va, 0, size as i32 - 1), way);
+        Rm::Index(va, RDX, 0, 0)
+    }
+
+    /// The same of an access to all bytes up to a last one: to its address `last` adds RCX. What makes host addresses is
+    /// in RDX then.
+    pub(crate) fn known(&mut self, at: Address, last: Rm, way: Way) {
         if self.happens(4) {
             self.slow();
         }
@@ -128,7 +139,7 @@ impl Body<'_> {
             }
         };
         self.asm.load(RCX, tag);
-        self.asm.lea(RCX, Rm::Index(RCX, va, 0, size as i32 - 1));
+        self.asm.lea(RCX, last);
         self.shift_12(8, RCX, RCX);
         let known = self.asm.jump(0xE3);
         self.slow();
@@ -140,7 +151,6 @@ impl Body<'_> {
             self.asm.immediate(8, 0);
             self.goes_on_watched(va);
         }
-        Rm::Index(va, RDX, 0, 0)
     }
 
     /// Address and probe of the memory operand.
@@ -153,13 +163,27 @@ impl Body<'_> {
     /// `to = from >> 12`, flags untouched.
     pub(crate) fn shift_12(&mut self, width: u8, to: Reg, from: Reg) {
         if self.bmi2 {
-            self.asm.shrx(width, to, from);
-            return;
+            self.asm.shrx(width, to, from, RSP);
+        } else {
+            self.shift_in_vector(width, to, from, 12);
         }
+    }
+
+    /// `to = from >> by`, flags untouched; RDX is lost.
+    pub(crate) fn shift_right(&mut self, width: u8, to: Reg, from: Reg, by: u8) {
+        if self.bmi2 {
+            self.asm.constant(RDX, by.into());
+            self.asm.shrx(width, to, from, RDX);
+        } else {
+            self.shift_in_vector(width, to, from, by);
+        }
+    }
+
+    fn shift_in_vector(&mut self, width: u8, to: Reg, from: Reg, by: u8) {
         let vector = |byte| Op { prefix: 0x66, map: Map::Two, byte };
         self.asm.modrm(vector(0x6E), width, 0, from);
         self.asm.modrm(vector(0x73), 4, 2, Reg(0));
-        self.asm.immediate(1, 12);
+        self.asm.immediate(1, by.into());
         self.asm.modrm(vector(0x7E), width, 0, to);
     }
 

@@ -22,6 +22,8 @@ mod memory;
 mod registers;
 mod run;
 mod stress;
+mod strings;
+mod system;
 mod thunk;
 mod vector;
 mod watched;
@@ -58,8 +60,8 @@ pub(crate) struct Translation {
     user: bool,
     /// The interpreter's word is final on where its last instruction goes.
     leaves: bool,
-    /// That one is a string instruction that may have to go on.
-    repeats: bool,
+    /// Where it leads on to what follows it, code goes on.
+    falls: bool,
     /// Where its instructions begin in [`Translator::parts`].
     parts: u32,
     /// Address of the code.
@@ -234,8 +236,8 @@ impl Translator {
             self.parts.push(Part { offset, noted });
             offset += u16::from(insn.len);
         }
-        let Code { leaves, repeats, .. } = code;
-        self.translations.push(Translation { block, rip, user, leaves, repeats, parts, entry, exits, next });
+        let Code { leaves, falls, .. } = code;
+        self.translations.push(Translation { block, rip, user, leaves, falls, parts, entry, exits, next });
         number
     }
 

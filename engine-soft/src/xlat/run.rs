@@ -48,7 +48,7 @@ impl Cpu {
                     return left;
                 }
                 self.progress.current = None;
-                if block.header().sync {
+                if block.header().sync && self.has_to_look() {
                     return Left::Look;
                 }
                 continue;
@@ -151,7 +151,7 @@ impl Cpu {
         self.tlb.frame.remaining = stretch;
         self.tlb.frame.flags = ax(&self.flags);
         self.tlb.frame.unchanged = 0;
-        self.tell_vectors();
+        self.tell();
         self.tlb.frame.cpu = cpu.expose_provenance() as u64;
         let base = self.tlb.frame.base();
         // SAFETY: the thunk at this address is a function of that kind.
@@ -192,8 +192,9 @@ impl Cpu {
         }
     }
 
-    /// Tells translated code which vector instructions it may execute.
-    fn tell_vectors(&mut self) {
+    /// Tells translated code which vector instructions it may execute, and where strings go.
+    fn tell(&mut self) {
+        self.tlb.frame.backward = self.flags.control & bit::DF;
         let usable =
             self.cr0 & (control::CR0_EM | control::CR0_TS) == 0 && self.cr4 & control::CR4_OSFXSR != 0;
         let masked = self.fx.mxcsr & mxcsr::MASKS == mxcsr::MASKS;
@@ -209,7 +210,7 @@ impl Cpu {
         let Some(translator) = self.shared.blocks.translator.as_ref() else {
             unreachable!("translated code is running")
         };
-        let Translation { block, rip, leaves, repeats, .. } = *translator.at(site.translation());
+        let Translation { block, rip, leaves, falls, .. } = *translator.at(site.translation());
         let (insns, n) = (block.insns(), site.part());
         let insn = &insns[n];
         let start = rip.wrapping_add(translator.part(site.translation(), n).offset.into());
@@ -226,12 +227,12 @@ impl Cpu {
             return Departure { reason: reason::TRAPPED, detail: (insns.len() - n) as u64 };
         }
         self.tlb.frame.flags = ax(&self.flags);
-        self.tell_vectors();
+        self.tell();
         self.lend_log();
         let reason = match leaves && n + 1 == insns.len() {
             false => reason::NONE,
-            true if repeats && self.gpr[RIP_SLOT] == next => reason::NONE,
-            true if block.header().sync => reason::LOOK,
+            true if block.header().sync && self.has_to_look() => reason::LOOK,
+            true if falls && self.gpr[RIP_SLOT] == next => reason::NONE,
             true => reason::JUMP,
         };
         Departure { reason, detail: 0 }

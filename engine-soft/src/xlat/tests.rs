@@ -300,6 +300,139 @@ fn a_device_sees_the_flags_of_the_interpreter() {
     }
 }
 
+/// Repeated strings of all widths and counts, across pages and of nothing, onto themselves, forwards and backwards.
+#[test]
+fn strings_are_the_same() {
+    let code = assembled(|a| {
+        let mut top = a.create_label();
+        a.mov(r12, 0x1234_5678_9ABC_DEF1_u64)?;
+        a.set_label(&mut top)?;
+        a.imul_2(r12, r12)?;
+        a.add(r12, 0x77)?;
+        for width in [1, 2, 4, 8] {
+            for moves in [false, true] {
+                a.mov(rax, r12)?;
+                a.mov(ecx, eax)?;
+                a.shr(ecx, 13)?;
+                a.and(ecx, 0x1F)?;
+                a.mov(rdi, r12)?;
+                a.shr(rdi, 20)?;
+                a.and(edi, 0xFFF)?;
+                a.lea(rdi, rdi + DATA as i32 + 0x400)?;
+                a.lea(rsi, rbx + 0x17)?;
+                a.cmp(rax, 3)?;
+                match (width, moves) {
+                    (1, false) => a.rep().stosb()?,
+                    (2, false) => a.rep().stosw()?,
+                    (4, false) => a.rep().stosd()?,
+                    (_, false) => a.rep().stosq()?,
+                    (1, true) => a.rep().movsb()?,
+                    (2, true) => a.repne().movsw()?,
+                    (4, true) => a.rep().movsd()?,
+                    (_, true) => a.rep().movsq()?,
+                }
+                a.adc(r13, rdi)?;
+                a.add(r13, rsi)?;
+            }
+        }
+        a.lea(rdi, rbx + 0x1000)?;
+        a.mov(ecx, 512)?;
+        a.rep().stosq()?;
+        a.mov(qword_ptr(rbx + 0x1008), r12)?;
+        a.lea(rsi, rbx + 0x1000)?;
+        a.lea(rdi, rbx + 0x1008)?;
+        a.mov(ecx, 300)?;
+        a.rep().movsb()?;
+        a.std()?;
+        a.mov(ecx, 3)?;
+        a.lea(rdi, rbx + 0x100)?;
+        a.rep().stosq()?;
+        a.cld()?;
+        a.jmp(top)
+    });
+    the_same(&code, 150, None);
+    the_same(&code, 60, Some(DATA..DATA + 0x1000));
+    // A count of which the last bytes alone would fit.
+    the_same(
+        &assembled(|a| {
+            a.mov(rcx, 1_u64 << 61 | 1)?;
+            a.mov(rdi, DATA)?;
+            a.rep().stosq()
+        }),
+        30,
+        None,
+    );
+}
+
+/// Flags on the stack, interrupts masked and not, selectors, bit strings, shifts by CL whose flags are seen, pairs of words.
+#[test]
+fn what_kernels_do_is_the_same() {
+    let code = assembled(|a| {
+        let mut top = a.create_label();
+        a.mov(r12, 0x1234_5678_9ABC_DEF1_u64)?;
+        a.set_label(&mut top)?;
+        a.imul_2(r12, r12)?;
+        a.add(r12, 0x77)?;
+        a.pushfq()?;
+        a.pop(r9)?;
+        a.cli()?;
+        a.adc(r13, r9)?;
+        a.pushfq()?;
+        a.sti()?;
+        a.pop(r10)?;
+        a.mov(eax, ss)?;
+        a.mov(r11, cs)?;
+        a.add(r10, r11)?;
+        a.prefetcht0(byte_ptr(rbx))?;
+        for shift in 0..3 {
+            a.mov(rcx, r12)?;
+            a.shr(rcx, 40 + shift)?;
+            a.mov(r8, r12)?;
+            a.mov(r15, r12)?;
+            a.cmp(r8, r10)?;
+            for narrow in [false, true] {
+                match (shift, narrow) {
+                    (0, false) => a.shl(r8, cl)?,
+                    (1, false) => a.shr(r8, cl)?,
+                    (_, false) => a.sar(r8, cl)?,
+                    (0, true) => a.shl(r15d, cl)?,
+                    (1, true) => a.shr(r15d, cl)?,
+                    (_, true) => a.sar(r15d, cl)?,
+                }
+                a.pushfq()?;
+                a.pop(rdx)?;
+                a.add(r13, rdx)?;
+            }
+            a.xor(r13, r8)?;
+            a.add(r13, r15)?;
+        }
+        a.mov(rsi, r12)?;
+        a.sar(rsi, 50)?;
+        a.mov(r15, rsi)?;
+        a.lea(rdi, rbx + 0x1000)?;
+        a.cmp(rsi, 5)?;
+        a.bt(qword_ptr(rdi), r15)?;
+        a.adc(r13, r13)?;
+        a.bts(qword_ptr(rdi + 8), rsi)?;
+        a.adc(r13, r13)?;
+        a.btr(qword_ptr(rdi), r15)?;
+        a.btc(qword_ptr(rdi - 8), rsi)?;
+        a.adc(r13, r13)?;
+        a.mov(rax, qword_ptr(rbx + 0x40))?;
+        a.mov(rdx, qword_ptr(rbx + 0x48))?;
+        a.test(r12, 0x10)?;
+        a.cmovne(rdx, r12)?;
+        a.mov(rcx, r13)?;
+        a.stc()?;
+        a.cmpxchg16b(xmmword_ptr(rbx + 0x40))?;
+        a.adc(r13, rax)?;
+        a.xor(r13, rdx)?;
+        a.jmp(top)
+    });
+    the_same(&code, 200, None);
+    the_same(&code, 60, Some(DATA..DATA + 0x1000));
+}
+
 /// A library of what a vCPU has run after so many instructions.
 fn left_after(program: &[u8], instructions: u64, haste: Haste) -> CodeStock {
     let mut cpu = cpu(program, Some(haste));
