@@ -112,6 +112,8 @@ pub(crate) struct Frame {
     pub(crate) image: FxArea,
     /// Not zero: string instructions go backwards.
     pub(crate) backward: u64,
+    /// Not zero: an interrupt comes as soon as none is masked.
+    pub(crate) due: u64,
     /// Not zero: AVX instructions fault, or may.
     pub(crate) no_wide: u64,
     /// For a call that keeps all registers.

@@ -171,7 +171,7 @@ impl Body<'_> {
             let leaves = k == last && (sync || ends || i.is_invalid());
             let (code, slow, exits) = (self.asm.here(), self.slow.len(), self.exits.len());
             let (vectors_usable, unsettled) = (self.vectors_usable, self.unsettled);
-            let done = if leaves && sync {
+            let done = if leaves && sync && !falls(i) {
                 None
             } else if leaves {
                 self.flow(i)

@@ -54,6 +54,7 @@ impl Body<'_> {
             return self.bit_manipulation(k, i).or_else(|| self.wide(k, i));
         }
         match i.mnemonic() {
+            M::Mov if i.op1_register().is_segment_register() => self.system(i),
             M::Mov
             | M::Movnti
             | M::Add

@@ -45,7 +45,7 @@ impl Body<'_> {
                 self.asm.lea(GUEST_RSP, Rm::Base(GUEST_RSP, drop));
                 self.asm.modrm(op(0xFF), 4, 4, self.code_entry(RDX));
             }
-            FlowControl::Next => self.string(i)?,
+            FlowControl::Next => self.string(i).or_else(|| self.system(i))?,
             _ => return None,
         }
         Some(())

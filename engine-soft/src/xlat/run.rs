@@ -192,8 +192,9 @@ impl Cpu {
         }
     }
 
-    /// Tells translated code which vector instructions it may execute, and where strings go.
+    /// Tells translated code which vector instructions it may execute, and where strings go, and whether an interrupt waits.
     fn tell(&mut self) {
+        self.tlb.frame.due = u64::from(self.nmi_pending || self.lapic.pending().is_some());
         self.tlb.frame.backward = self.flags.control & bit::DF;
         let usable =
             self.cr0 & (control::CR0_EM | control::CR0_TS) == 0 && self.cr4 & control::CR4_OSFXSR != 0;

@@ -6,11 +6,12 @@ use engine::state::Segment;
 use iced_x86::{Code, Instruction};
 
 use super::body::Body;
-use super::emit::{CPU, RAX, RCX, RDX, RSI, Rm, SCRATCH, op, op2};
+use super::emit::{CPU, RAX, RCX, RDX, RSI, Rm, SCRATCH, op, op2, word};
 use super::memory::Way;
 use super::registers::{GUEST_RAX, GUEST_RCX, GUEST_RDX, GUEST_RSP, place};
 use crate::cpu::Cpu;
 use crate::flags::{Flags, bit};
+use crate::frame::Frame;
 
 /// What is not a status flag, in the vCPU that RDX points to.
 const CONTROL: Rm = Rm::Base(RDX, (offset_of!(Cpu, flags) + offset_of!(Flags, control)) as i32);
@@ -22,6 +23,7 @@ impl Body<'_> {
             Code::Pushfq => self.push_flags(),
             // Nobody runs translated code at levels 1 and 2.
             Code::Cli if !self.user => self.mask_interrupts(),
+            Code::Sti if !self.user => self.unmask_interrupts(),
             Code::Mov_r32m16_Sreg | Code::Mov_r64m16_Sreg => self.selector(i)?,
             Code::Prefetch_m8
             | Code::Prefetchw_m8
@@ -54,6 +56,24 @@ impl Body<'_> {
         self.asm.load(RDX, CPU);
         self.asm.modrm(op(0x81), 8, 4, CONTROL);
         self.asm.immediate(4, !(bit::IF as i32));
+        self.asm.restore_flags();
+    }
+
+    /// Where no interrupt waits there is nothing that the instruction after STI would have to be shielded from; but there has to be
+    /// one in this turn. It ends its block.
+    fn unmask_interrupts(&mut self) {
+        self.asm.load(RCX, word(offset_of!(Frame, due)));
+        let quiet = self.asm.jump(0xE3);
+        let look = self.asm.here();
+        self.slow();
+        self.asm.land(quiet);
+        self.asm.load(RCX, word(offset_of!(Frame, remaining)));
+        let last = self.asm.jump(0xE3);
+        self.asm.place(last, look);
+        self.asm.save_flags();
+        self.asm.load(RDX, CPU);
+        self.asm.modrm(op(0x81), 8, 1, CONTROL);
+        self.asm.immediate(4, bit::IF as i32);
         self.asm.restore_flags();
     }
 
