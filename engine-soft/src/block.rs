@@ -13,6 +13,7 @@
 use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasherDefault, Hasher};
+use std::mem::MaybeUninit;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -186,10 +187,7 @@ impl Arena {
         let chunk = match self.chunks.last() {
             Some(&chunk) if self.used + lines <= CHUNK => chunk,
             _ => {
-                let zero = vec![Line([0; 8]); CHUNK].into_boxed_slice();
-                let zero: Box<[Line; CHUNK]> =
-                    zero.try_into().unwrap_or_else(|_| unreachable!("it has that length"));
-                let chunk = NonNull::from(Box::leak(zero));
+                let chunk = NonNull::from(Box::leak(Box::<[Line; CHUNK]>::new_uninit())).cast();
                 self.chunks.push(chunk);
                 self.used = 0;
                 chunk
@@ -204,7 +202,7 @@ impl Arena {
     fn clear(&mut self) {
         for chunk in self.chunks.drain(..) {
             // SAFETY: leaked by `allocate`, freed only here.
-            drop(unsafe { Box::from_raw(chunk.as_ptr()) });
+            drop(unsafe { Box::from_raw(chunk.as_ptr().cast::<MaybeUninit<[Line; CHUNK]>>()) });
         }
         self.used = 0;
     }

@@ -291,6 +291,12 @@ impl Tlb {
         }
     }
 
+    /// Translated code at an instruction pointer, if the jump cache has it.
+    pub(crate) fn known_jump(&self, rip: u64, user: bool) -> Option<u64> {
+        let (jumps, slot) = (&self.frame.jumps[usize::from(user)], usize::from(rip as u16));
+        (jumps.tag[slot] == rip.wrapping_neg()).then(|| jumps.code[slot])
+    }
+
     fn forget_jump(frame: &mut FrameBox, id: u32) {
         let (half, slot) = Self::place(id);
         frame.jumps[half].tag[slot] = if slot == 0 { NO_JUMP } else { 0 };

@@ -234,7 +234,13 @@ impl Cpu {
             false => reason::NONE,
             true if block.header().sync && self.has_to_look() => reason::LOOK,
             true if falls && self.gpr[RIP_SLOT] == next => reason::NONE,
-            true => reason::JUMP,
+            true => match self.tlb.known_jump(self.gpr[RIP_SLOT], self.cpl == 3) {
+                Some(code) => {
+                    self.tlb.frame.resume = code;
+                    reason::NONE
+                }
+                None => reason::JUMP,
+            },
         };
         Departure { reason, detail: 0 }
     }
