@@ -7,15 +7,18 @@ use crate::cpu::Cpu;
 use crate::insn::RIP;
 
 /// Entries of the jump cache.
-const JUMPS: usize = 4096;
+const JUMPS: usize = 1 << 14;
 
-/// A tag that no address has in any mode.
-const NO_JUMP: u64 = 0x8000 << 48;
+/// Times that the jump cache is forgotten before it has to be emptied.
+const EPOCHS: u64 = 1 << 12;
+
+/// Nothing.
+const NO_JUMP: Jump = Jump { tag: 0, block: None };
 
 /// A place in the code and its block.
 #[derive(Debug, Clone, Copy)]
 struct Jump {
-    /// Instruction pointer, its upper 16 bits mixed with the mode.
+    /// Instruction pointer, its upper 16 bits, which are alike, mixed with 15 bits of mode and epoch.
     tag: u64,
     block: Option<BlockRef>,
 }
@@ -43,8 +46,10 @@ pub(crate) struct Progress {
     pub(crate) debug: u64,
     /// The current instruction was a software interrupt, which takes its own single step along.
     pub(crate) interrupted: bool,
-    /// Mixed into the tags of the jump cache.
+    /// Mixed into the tags of the jump cache: privilege and width of the code, and the epoch.
     mode: u64,
+    /// Times that the jump cache was forgotten since it was emptied.
+    epoch_of_jumps: u64,
     /// Base of the code segment.
     pub(super) code_base: u64,
     jumps: Box<[Jump; JUMPS]>,
@@ -73,8 +78,9 @@ impl Default for Progress {
             debug: 0,
             interrupted: false,
             mode: 0,
+            epoch_of_jumps: 0,
             code_base: 0,
-            jumps: Box::new([Jump { tag: NO_JUMP, block: None }; JUMPS]),
+            jumps: empty(),
             local: Vec::new(),
             generation: 0,
             epoch: 0,
@@ -85,7 +91,8 @@ impl Default for Progress {
 impl Progress {
     /// Blocks are chosen by privilege, width and base of the code.
     pub(crate) fn set_mode(&mut self, user: bool, bits: u32, code_base: u64) {
-        self.mode = (u64::from(bits) << 1 | u64::from(user)) << 48;
+        let width = u64::from(bits.trailing_zeros() & 3);
+        self.mode = (self.epoch_of_jumps << 3 | width << 1 | u64::from(user)) << 48;
         if self.code_base != code_base {
             self.code_base = code_base;
             self.forget();
@@ -94,14 +101,18 @@ impl Progress {
 
     /// Empties the jump cache.
     pub(crate) fn forget(&mut self) {
-        self.jumps.fill(Jump { tag: NO_JUMP, block: None });
         self.local.clear();
+        self.epoch_of_jumps = (self.epoch_of_jumps + 1) % EPOCHS;
+        self.mode = self.mode & 7 << 48 | self.epoch_of_jumps << 51;
+        if self.epoch_of_jumps == 0 {
+            self.jumps.fill(NO_JUMP);
+        }
     }
 
     /// Empties it of what is not global.
     pub(crate) fn forget_local(&mut self) {
         for index in self.local.drain(..) {
-            self.jumps[usize::from(index)].tag = NO_JUMP;
+            self.jumps[usize::from(index)] = NO_JUMP;
         }
     }
 
@@ -116,7 +127,7 @@ impl Progress {
     /// Remembers the block at an instruction pointer.
     pub(super) fn remember(&mut self, rip: u64, block: BlockRef, global: bool) {
         if !global {
-            if self.local.len() >= 4 * JUMPS {
+            if self.local.len() >= JUMPS {
                 self.forget();
             }
             self.local.push(index(rip) as u16);
@@ -131,6 +142,12 @@ impl Progress {
             header.touches(gpa, len) || header.is_borrowed() && (header.place().0 ^ gpa) >> 12 == 0
         })
     }
+}
+
+/// A jump cache, which becomes resident as it is used.
+fn empty() -> Box<[Jump; JUMPS]> {
+    // SAFETY: zeros are a jump to no block.
+    unsafe { Box::new_zeroed().assume_init() }
 }
 
 /// The entry for an instruction pointer.
