@@ -55,6 +55,8 @@ pub(crate) struct Block {
     pub(crate) translation: Cell<u32>,
     /// How often it was interpreted, as far as that matters to translation.
     heat: Cell<u8>,
+    /// Its accesses are probed for one by one.
+    pub(crate) alone: Cell<bool>,
     /// It is of a [`Library`]: nothing of it changes any more.
     frozen: Cell<bool>,
     /// Blocks that were made before it.
@@ -315,6 +317,7 @@ impl Blocks {
             other,
             translation: Cell::new(0),
             heat: Cell::new(0),
+            alone: Cell::new(false),
             frozen: Cell::new(false),
             number: self.made,
         };

@@ -42,6 +42,9 @@ pub(crate) struct Jumps {
     pub(crate) code: [u64; SLOTS],
 }
 
+/// Groups of accesses of a block, at most.
+pub(crate) const GROUPS: usize = 8;
+
 /// Entries of [`Frame::sites`].
 pub(crate) const QUICK: usize = 256;
 
@@ -112,6 +115,11 @@ pub(crate) struct Frame {
     pub(crate) image: FxArea,
     /// Not zero: string instructions go backwards.
     pub(crate) backward: u64,
+    /// What makes host addresses of a block's groups of accesses.
+    pub(crate) groups: [u64; GROUPS],
+    /// Of a group that the translation cache does not know: twice its bytes, and one if they are to be written. Its address is
+    /// in [`Frame::scratch`].
+    pub(crate) reach: u64,
     /// Not zero: an interrupt comes as soon as none is masked.
     pub(crate) due: u64,
     /// Not zero: AVX instructions fault, or may.

@@ -11,6 +11,7 @@ use iced_x86::{Code as Opcode, Decoder, DecoderOptions, FlowControl, Instruction
 
 use super::emit::{Asm, Jump, Label, RCX, Reg, Rm, word};
 use super::flags::{Settling, Unsettled};
+use super::groups::{Groups, Probed};
 use super::stress::Stress;
 use super::thunk::{Site, Thunks};
 use super::watched::{Noted, noted};
@@ -57,6 +58,8 @@ struct Slow {
     insn: usize,
     resume: Option<Label>,
     settling: Option<Settling>,
+    /// The interpreter goes on to the end of the block: the access is the first of a group.
+    rest: Option<Probed>,
     /// Its store can be logged: the register that its address is in, and where it is done once that is made a host address.
     watched: Option<(Reg, Label)>,
 }
@@ -85,6 +88,10 @@ pub(crate) struct Body<'a> {
     pub(crate) current: usize,
     /// Flags that are put right only where they are seen.
     pub(crate) unsettled: Option<Unsettled>,
+    /// Accesses that are near one another.
+    pub(crate) groups: Groups,
+    /// The current instruction probes for a group.
+    pub(crate) probing: Option<Probed>,
     /// An instruction before this one has found that vectors may be moved.
     pub(crate) vectors_usable: bool,
 }
@@ -95,12 +102,16 @@ pub(crate) struct Setting {
     pub(crate) thunks: Thunks,
     pub(crate) watching: bool,
     pub(crate) bmi2: bool,
+    /// Each access is probed for alone.
+    pub(crate) alone: bool,
     pub(crate) model: CpuModel,
     pub(crate) stress: Option<Stress>,
 }
 
 /// Translates for an address.
 pub(crate) fn translate(source: &Source<'_>, origin: u64, number: usize, setting: Setting) -> Code {
+    let forms = decode(source);
+    let groups = if setting.watching || setting.alone { Groups::default() } else { Groups::of(&forms) };
     let mut body = Body {
         asm: Asm::new(origin),
         thunks: setting.thunks,
@@ -113,11 +124,13 @@ pub(crate) fn translate(source: &Source<'_>, origin: u64, number: usize, setting
         exits: Vec::new(),
         number,
         insns: source.insns,
-        forms: decode(source),
+        forms,
         code: source.bytes,
         slow: Vec::new(),
         current: 0,
         unsettled: None,
+        groups,
+        probing: None,
         vectors_usable: false,
     };
     body.pay();
@@ -171,6 +184,7 @@ impl Body<'_> {
             let leaves = k == last && (sync || ends || i.is_invalid());
             let (code, slow, exits) = (self.asm.here(), self.slow.len(), self.exits.len());
             let (vectors_usable, unsettled) = (self.vectors_usable, self.unsettled);
+            let probed = self.groups.probed;
             let done = if leaves && sync && !falls(i) {
                 None
             } else if leaves {
@@ -183,11 +197,15 @@ impl Body<'_> {
                 self.slow.truncate(slow);
                 self.exits.truncate(exits);
                 (self.vectors_usable, self.unsettled) = (vectors_usable, unsettled);
+                self.groups.probed = probed;
+                self.probing = None;
                 let settling = self.settling();
                 self.interpret(k, settling);
             }
             let resume = self.asm.here();
+            let rest = self.probing.take();
             for slow in &mut self.slow[slow..] {
+                slow.rest = rest;
                 slow.resume = (!leaves || falls(i)).then_some(resume);
             }
             if leaves {
@@ -221,7 +239,7 @@ impl Body<'_> {
     pub(crate) fn slow(&mut self) {
         let jump = self.asm.jump(0xE9);
         let settling = self.settling();
-        self.slow.push(Slow { jump, insn: self.current, resume: None, settling, watched: None });
+        self.slow.push(Slow { jump, insn: self.current, resume: None, settling, rest: None, watched: None });
     }
 
     /// The access that has last been given a slow path is a store to an address in this register, and goes on here once RDX
@@ -245,11 +263,15 @@ impl Body<'_> {
     }
 
     fn ways_out(&mut self) {
-        for Slow { jump, insn, resume, settling, watched } in std::mem::take(&mut self.slow) {
+        for Slow { jump, insn, resume, settling, rest, watched } in std::mem::take(&mut self.slow) {
             self.asm.land(jump);
             if let Some((va, done)) = watched {
                 let logged = self.log(insn, va);
                 self.asm.place(logged, done);
+            }
+            if let Some(probed) = rest {
+                self.interpret_rest(insn, settling, probed);
+                continue;
             }
             self.interpret(insn, settling);
             if let Some(resume) = resume {

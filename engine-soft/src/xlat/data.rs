@@ -8,7 +8,8 @@ use iced_x86::{Instruction, Mnemonic as M, OpKind, Register};
 
 use super::body::Body;
 use super::emit::{Asm, Map, Op, RAX, RCX, RDX, Reg, Rm, op, op2};
-use super::memory::Way;
+use super::groups::Which;
+use super::memory::{Address, Way};
 use super::registers::{GUEST_RAX, GUEST_RDX, GUEST_RSP, Place, place};
 
 /// The forms of a two-operand instruction: `rm, reg` (its 8-bit opcode), `reg, rm`, and the group of `rm, imm`.
@@ -244,8 +245,8 @@ impl Body<'_> {
         self.asm.cut(mark);
         let at = self.address(i)?;
         let from = match at {
-            super::memory::Address::In(reg) => reg,
-            super::memory::Address::Known(_) => RAX,
+            Address::In(reg) => reg,
+            Address::Known(_) => RAX,
         };
         match to {
             Place::Host(reg) => self.asm.modrm(op(0x8B), width, reg.0, from),
@@ -373,8 +374,16 @@ impl Body<'_> {
 
     /// Memory for the next push.
     pub(crate) fn below_stack(&mut self) -> Rm {
-        self.asm.lea(RAX, Rm::Base(GUEST_RSP, -8));
-        self.probe(super::memory::Address::In(RAX), 8, Way::Write)
+        self.grouped(Which::Stack, 8, Way::Write).unwrap_or_else(|| {
+            self.asm.lea(RAX, Rm::Base(GUEST_RSP, -8));
+            self.probe(Address::In(RAX), 8, Way::Write)
+        })
+    }
+
+    /// The word that a register points to, for what takes it off the stack.
+    pub(crate) fn on_stack(&mut self, pointer: Reg) -> Rm {
+        self.grouped(Which::Stack, 8, Way::Read)
+            .unwrap_or_else(|| self.probe(Address::In(pointer), 8, Way::Read))
     }
 
     fn pop(&mut self, i: &Instruction) -> Option<()> {
@@ -382,7 +391,7 @@ impl Body<'_> {
             return None;
         }
         let to = place(i.op0_register())?;
-        let from = self.probe(super::memory::Address::In(GUEST_RSP), 8, Way::Read);
+        let from = self.on_stack(GUEST_RSP);
         self.on(to, false, true, |asm, reg| asm.load(reg, from));
         if to != Place::Host(GUEST_RSP) {
             self.asm.lea(GUEST_RSP, Rm::Base(GUEST_RSP, 8));
@@ -395,7 +404,7 @@ impl Body<'_> {
         if i.code() != iced_x86::Code::Leaveq {
             return None;
         }
-        let from = self.probe(super::memory::Address::In(frame), 8, Way::Read);
+        let from = self.on_stack(frame);
         self.asm.load(RCX, from);
         self.asm.lea(GUEST_RSP, Rm::Base(frame, 8));
         self.asm.load(frame, RCX);

@@ -9,7 +9,7 @@ use iced_x86::{Code, FlowControl, Instruction, OpKind};
 
 use super::body::{Body, MAX_EXITS};
 use super::emit::{Jump, RAX, RCX, RDX, Reg, Rm, SCRATCH, entry, op, op2, word};
-use super::memory::{Address, Way};
+use super::memory::Way;
 use super::registers::{GUEST_RSP, place};
 use crate::frame::{Frame, Jumps, SLOTS};
 
@@ -38,7 +38,7 @@ impl Body<'_> {
                 self.indirect(i)?;
             }
             FlowControl::Return if matches!(i.code(), Code::Retnq | Code::Retnq_imm16) => {
-                let from = self.probe(Address::In(GUEST_RSP), 8, Way::Read);
+                let from = self.on_stack(GUEST_RSP);
                 self.asm.load(RAX, from);
                 self.known_jump();
                 let drop = i.stack_pointer_increment();

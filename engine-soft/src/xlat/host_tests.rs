@@ -57,8 +57,8 @@ fn translated(bmi2: bool) -> Vec<iced_x86::Instruction> {
         at += usize::from(insn.len);
         insns.push(insn);
     }
-    let (thunks_code, thunks) = thunk::write(0x10_0000, execute);
-    let setting = Setting { thunks, watching: false, bmi2, model: CpuModel::V2, stress: None };
+    let (thunks_code, thunks) = thunk::write(0x10_0000, execute, execute);
+    let setting = Setting { thunks, watching: false, bmi2, alone: false, model: CpuModel::V2, stress: None };
     let source = Source { insns: &insns, bytes: &bytes, rip: 0x1000, sync: false, user: true };
     let code = translate(&source, 0x20_0000, 0, setting);
     let decoded = |bytes: &[u8]| Decoder::new(64, bytes, DecoderOptions::NONE).iter().collect::<Vec<_>>();

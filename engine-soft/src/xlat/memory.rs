@@ -9,6 +9,7 @@ use iced_x86::{Instruction, Register};
 
 use super::body::Body;
 use super::emit::{CPU, Map, Op, RAX, RCX, RDX, RSP, Reg, Rm, entry, op2, word};
+use super::groups::Which;
 use super::registers::{Place, place};
 use crate::cpu::Cpu;
 use crate::frame::{Frame, Half, SLOTS};
@@ -156,6 +157,9 @@ impl Body<'_> {
     /// Address and probe of the memory operand.
     pub(crate) fn memory(&mut self, i: &Instruction, way: Way) -> Option<Rm> {
         let size = i.memory_size().size();
+        if let Some(rm) = self.grouped(Which::Operand, size, way) {
+            return Some(rm);
+        }
         let at = self.address(i)?;
         Some(self.probe(at, size, way))
     }

@@ -18,6 +18,7 @@ mod data;
 pub(crate) mod emit;
 mod flags;
 mod flow;
+mod groups;
 mod memory;
 mod registers;
 mod run;
@@ -46,6 +47,8 @@ pub(crate) use stress::Stress;
 
 /// Times that a block is interpreted before it is translated.
 const WARM: u8 = 6;
+/// Times that a group of accesses may be in two pages, or otherwise not of the translation cache.
+const MISFITS: u8 = 8;
 /// Bytes of code: several kernels' worth of boots.
 const CODE: usize = 64 << 20;
 /// A block of [`crate::block::MAX_INSNS`] instructions needs no more than this.
@@ -64,6 +67,10 @@ pub(crate) struct Translation {
     falls: bool,
     /// Where its instructions begin in [`Translator::parts`].
     parts: u32,
+    /// Times that a group of accesses did not fit.
+    misfits: u8,
+    /// Another one has come in its place.
+    replaced: bool,
     /// Address of the code.
     entry: u64,
     exits: [Exit; body::MAX_EXITS],
@@ -115,7 +122,7 @@ impl Translator {
     /// Empty.
     pub(crate) fn new(haste: Haste) -> std::io::Result<Self> {
         let mut arena = Arena::new(CODE)?;
-        let (code, thunks) = thunk::write(arena.next(), run::execute);
+        let (code, thunks) = thunk::write(arena.next(), run::execute, run::execute_rest);
         arena.add(&code);
         let begin = arena.used();
         let bmi2 = std::arch::is_x86_feature_detected!("bmi2");
@@ -150,7 +157,8 @@ impl Translator {
         let place = |translation: &Translation| {
             (translation.block.header().place().0 >> 12, translation.rip, translation.user)
         };
-        let alive = |translation: &&Translation| !translation.block.header().is_dead();
+        let alive =
+            |translation: &&Translation| !translation.block.header().is_dead() && !translation.replaced;
         let live = self.translations.iter().filter(alive);
         let entries: HashMap<_, _> =
             live.map(|translation| (place(translation), translation.entry)).collect();
@@ -221,7 +229,8 @@ impl Translator {
         let source = Source { insns: block.insns(), bytes, rip, sync: header.sync, user };
         let bmi2 = self.bmi2 && !self.happens(2);
         let stress = self.stress.as_mut().map(Stress::fork);
-        let setting = Setting { thunks: self.thunks, watching: self.watching, bmi2, model, stress };
+        let alone = header.alone.get();
+        let setting = Setting { thunks: self.thunks, watching: self.watching, bmi2, alone, model, stress };
         let entry = self.arena.next();
         let code = translate(&source, entry, number, setting);
         self.arena.add(&code.bytes);
@@ -237,7 +246,19 @@ impl Translator {
             offset += u16::from(insn.len);
         }
         let Code { leaves, falls, .. } = code;
-        self.translations.push(Translation { block, rip, user, leaves, falls, parts, entry, exits, next });
+        self.translations.push(Translation {
+            block,
+            rip,
+            user,
+            leaves,
+            falls,
+            parts,
+            misfits: 0,
+            replaced: false,
+            entry,
+            exits,
+            next,
+        });
         number
     }
 
@@ -251,13 +272,46 @@ impl Translator {
         let mut first = block.header().translation.get();
         while first != 0 {
             let number = first as usize - 1;
-            let Translation { entry, next, .. } = *self.at(number);
-            first = next;
-            let mut code = emit::Asm::new(entry);
-            code.constant(emit::RCX, Site::new(number, 0).0.into());
-            code.go(0xE9, self.thunks.dead);
-            self.arena.replace(entry, code.bytes());
+            first = self.at(number).next;
+            self.close(number);
         }
+    }
+
+    /// Makes the begin of a translation a way out.
+    fn close(&mut self, number: usize) {
+        let entry = self.at(number).entry;
+        let mut code = emit::Asm::new(entry);
+        code.constant(emit::RCX, Site::new(number, 0).0.into());
+        code.go(0xE9, self.thunks.dead);
+        self.arena.replace(entry, code.bytes());
+    }
+
+    /// A group of a translation's accesses has not fit: after some times its block is to be translated without groups.
+    fn misfit(&mut self, number: usize) {
+        let Some(own) = number.checked_sub(self.borrowed()) else { return };
+        let found = &mut self.translations[own];
+        found.misfits = found.misfits.saturating_add(1);
+        if found.misfits < MISFITS || found.replaced {
+            return;
+        }
+        found.replaced = true;
+        let (block, next) = (found.block, found.next);
+        let header = block.header();
+        header.alone.set(true);
+        if header.translation.get() == number as u32 + 1 {
+            header.translation.set(next);
+        } else {
+            let mut first = header.translation.get();
+            while let Some(other) = (first as usize).checked_sub(1 + self.borrowed()) {
+                let other = &mut self.translations[other];
+                if other.next == number as u32 + 1 {
+                    other.next = next;
+                    break;
+                }
+                first = other.next;
+            }
+        }
+        self.close(number);
     }
 
     /// Lets a jump go to a translation.

@@ -131,7 +131,7 @@ impl Cpu {
             From::Dead(_) => {
                 // In another mapping of this address the old code may be alive.
                 let same = old.block.header().place().0 == new.block.header().place().0;
-                if old.block.header().is_dead() && same {
+                if (old.block.header().is_dead() || old.replaced) && same {
                     translator.forward(left, number);
                 }
             }
@@ -234,15 +234,54 @@ impl Cpu {
             false => reason::NONE,
             true if block.header().sync && self.has_to_look() => reason::LOOK,
             true if falls && self.gpr[RIP_SLOT] == next => reason::NONE,
-            true => match self.tlb.known_jump(self.gpr[RIP_SLOT], self.cpl == 3) {
-                Some(code) => {
-                    self.tlb.frame.resume = code;
-                    reason::NONE
-                }
-                None => reason::JUMP,
-            },
+            true => self.go_on(),
         };
         Departure { reason, detail: 0 }
+    }
+
+    /// How to go on at the instruction pointer.
+    fn go_on(&mut self) -> u64 {
+        let Some(code) = self.tlb.known_jump(self.gpr[RIP_SLOT], self.cpl == 3) else { return reason::JUMP };
+        self.tlb.frame.resume = code;
+        reason::NONE
+    }
+
+    /// A translation from one of its instructions on: a group of accesses was not to be had.
+    fn execute_rest(&mut self, site: Site) -> Departure {
+        self.take_log();
+        let Some(translator) = self.shared.blocks.translator.as_ref() else {
+            unreachable!("translated code is running")
+        };
+        let Translation { block, rip, .. } = *translator.at(site.translation());
+        let (insns, first) = (block.insns(), site.part());
+        let (group, reach) = (self.tlb.frame.scratch, self.tlb.frame.reach);
+        self.gpr[RIP_SLOT] = rip.wrapping_add(translator.part(site.translation(), first).offset.into());
+        self.flags.set_status(from_ax(self.tlb.frame.flags));
+        self.take_stack();
+        self.tlb.frame.unchanged = 0;
+        self.progress.remaining = self.progress.withheld + self.tlb.frame.remaining;
+        self.progress.current = Some(block);
+        self.progress.entry = rip;
+        for (n, insn) in insns.iter().enumerate().skip(first) {
+            let start = self.gpr[RIP_SLOT];
+            self.gpr[RIP_SLOT] = start.wrapping_add(insn.len.into());
+            if (insn.exec)(self, insn).is_err() {
+                self.gpr[RIP_SLOT] = start;
+                return Departure { reason: reason::TRAPPED, detail: (insns.len() - n) as u64 };
+            }
+        }
+        let known =
+            if reach & 1 == 0 { self.tlb.load(group, reach / 2) } else { self.tlb.store(group, reach / 2) };
+        if known.is_none()
+            && let Some(translator) = &mut self.shared.blocks.translator
+        {
+            translator.misfit(site.translation());
+        }
+        self.tlb.frame.flags = ax(&self.flags);
+        self.tell();
+        self.lend_log();
+        let sync = block.header().sync && self.has_to_look();
+        Departure { reason: if sync { reason::LOOK } else { self.go_on() }, detail: 0 }
     }
 }
 
@@ -251,6 +290,13 @@ pub(super) extern "sysv64" fn execute(cpu: *mut Cpu, site: Site) -> Departure {
     // SAFETY: `run_from` has put the vCPU's address there, and nobody else uses it while translated code runs.
     let cpu = unsafe { &mut *cpu };
     cpu.execute_site(site)
+}
+
+/// Executes a translation to its end by the interpreter, from translated code.
+pub(super) extern "sysv64" fn execute_rest(cpu: *mut Cpu, site: Site) -> Departure {
+    // SAFETY: as in `execute`.
+    let cpu = unsafe { &mut *cpu };
+    cpu.execute_rest(site)
 }
 
 /// How to go on.

@@ -364,6 +364,90 @@ fn strings_are_the_same() {
     );
 }
 
+/// A program whose structure and stack frame walk over a page, forwards and back, by names that are copied and moved.
+fn neighbours() -> Vec<u8> {
+    assembled(|a| {
+        let (mut top, mut function) = (a.create_label(), a.create_label());
+        a.mov(rsp, DATA + 0x1060)?;
+        a.lea(r9, rbx + 0xF80)?;
+        a.set_label(&mut top)?;
+        a.add(r12, 0x1235)?;
+        a.mov(rdi, r9)?;
+        a.mov(rax, qword_ptr(rdi))?;
+        a.add(rax, qword_ptr(rdi + 0x18))?;
+        a.mov(qword_ptr(rdi + 8), rax)?;
+        a.lea(rsi, rdi + 0x40)?;
+        a.imul_2(r12, qword_ptr(rsi - 0x38))?;
+        a.mov(dword_ptr(rsi - 4), 0x77)?;
+        a.movzx(ecx, byte_ptr(r9 + 0x3E))?;
+        a.adc(qword_ptr(r9 + 0x28), r12)?;
+        a.sub(rdi, 0x20)?;
+        a.xor(word_ptr(rdi + 0x21), cx)?;
+        a.mov(r10, rdi)?;
+        a.cmp(qword_ptr(r10 + 0x28), 5)?;
+        a.mov(rdi, qword_ptr(rdi + 0x30))?;
+        a.mov(edi, 0x40)?;
+        a.add(rdi, rbx)?;
+        a.mov(qword_ptr(rdi), rcx)?;
+        a.add(r13, qword_ptr(rdi + 8))?;
+        a.call(function)?;
+        a.add(r9, 5)?;
+        a.sub(rsp, 3)?;
+        a.test(r12, 7)?;
+        a.jne(top)?;
+        a.lea(r9, rbx + 0xFA0)?;
+        a.mov(rsp, DATA + 0x1040)?;
+        a.jmp(top)?;
+        a.set_label(&mut function)?;
+        a.push(rbp)?;
+        a.mov(rbp, rsp)?;
+        a.push(r12)?;
+        a.push(r15)?;
+        a.push(qword_ptr(rbp + 8))?;
+        a.sub(rsp, 0x18)?;
+        a.mov(qword_ptr(rbp - 0x28), r13)?;
+        a.mov(rax, qword_ptr(rsp + 0x18))?;
+        a.xor(r13, rax)?;
+        a.mov(qword_ptr(rsp), rax)?;
+        a.test(r12, 1)?;
+        a.lea(rsp, rbp - 0x10)?;
+        a.pop(r15)?;
+        a.pop(r12)?;
+        a.leave()?;
+        a.ret()
+    })
+}
+
+#[test]
+fn accesses_near_one_another_are_the_same() {
+    the_same(&neighbours(), 400, None);
+    the_same(&neighbours(), 100, Some(DATA..DATA + 0x1000));
+    the_same(&neighbours(), 100, Some(DATA + 0x1000..DATA + 0x2000));
+}
+
+/// Where a group lies in two pages every time, its block is translated without groups, and the old translation is out of use.
+#[test]
+fn accesses_that_are_in_two_pages_again_and_again_are_not_grouped() {
+    let code = assembled(|a| {
+        let mut top = a.create_label();
+        a.lea(r9, rbx + 0xFFC)?;
+        a.set_label(&mut top)?;
+        a.add(r12, 0x1235)?;
+        a.mov(rax, qword_ptr(r9 - 4))?;
+        a.add(rax, r12)?;
+        a.mov(qword_ptr(r9 + 4), rax)?;
+        a.xor(qword_ptr(r9 - 12), rax)?;
+        a.jmp(top)
+    });
+    the_same(&code, 100, None);
+    let mut cpu = cpu(&code, Some(Haste::AtOnce));
+    assert_eq!(cpu.run(10_000), Stop::Budget);
+    let translator = cpu.shared.blocks.translator.as_ref().expect("asked for");
+    let replaced: Vec<_> = translator.translations.iter().filter(|one| one.replaced).collect();
+    assert_eq!(replaced.len(), 1, "the loop, which goes round a thousand times");
+    assert!(replaced.iter().all(|one| one.misfits == super::MISFITS && one.block.header().alone.get()));
+}
+
 /// Flags on the stack, interrupts masked and not, selectors, bit strings, shifts by CL whose flags are seen, pairs of words.
 #[test]
 fn what_kernels_do_is_the_same() {

@@ -58,7 +58,7 @@ impl Site {
     }
 }
 
-/// Executes one instruction by the interpreter.
+/// Executes instructions by the interpreter.
 pub(crate) type Execute = extern "sysv64" fn(*mut Cpu, Site) -> Departure;
 
 /// Addresses of the ways.
@@ -68,6 +68,8 @@ pub(crate) struct Thunks {
     pub(crate) enter: u64,
     /// To be called with a site in ECX: executes that instruction, and comes back unless it has to leave.
     pub(crate) execute: u64,
+    /// The same to the end of the block, from which it does not come back.
+    pub(crate) rest: u64,
     /// To be jumped to with a site in ECX.
     pub(crate) link: u64,
     pub(crate) dead: u64,
@@ -155,7 +157,7 @@ fn pop(asm: &mut Asm, reg: Reg) {
 }
 
 /// Writes the ways for an address, and says where they are.
-pub(crate) fn write(origin: u64, execute: Execute) -> (Vec<u8>, Thunks) {
+pub(crate) fn write(origin: u64, execute: Execute, rest: Execute) -> (Vec<u8>, Thunks) {
     let mut asm = Asm::new(origin);
     let mut thunks = Thunks { enter: origin, ..Thunks::default() };
 
@@ -172,19 +174,25 @@ pub(crate) fn write(origin: u64, execute: Execute) -> (Vec<u8>, Thunks) {
     let restored = asm.here();
     restore(&mut asm);
 
-    thunks.execute = origin + asm.bytes().len() as u64;
-    asm.modrm(op(0x8F), 4, 0, RESUME);
-    save(&mut asm);
-    asm.load(RDI, CPU);
-    asm.modrm(op(0x8B), 4, RSI.0, RCX);
-    asm.load(RBX, RSP);
-    asm.load(RSP, HOST_STACK);
-    asm.constant(RAX, execute as usize as u64);
-    asm.modrm(op(0xFF), 4, 2, RAX);
-    asm.load(RSP, RBX);
-    asm.modrm(op(0x85), 8, RAX.0, RAX);
-    let on = asm.jump(0x84);
-    asm.place(on, restored);
+    let on = |asm: &mut Asm, way: &mut u64, function: Execute| {
+        *way = origin + asm.bytes().len() as u64;
+        asm.modrm(op(0x8F), 4, 0, RESUME);
+        save(asm);
+        asm.load(RDI, CPU);
+        asm.modrm(op(0x8B), 4, RSI.0, RCX);
+        asm.load(RBX, RSP);
+        asm.load(RSP, HOST_STACK);
+        asm.constant(RAX, function as usize as u64);
+        asm.modrm(op(0xFF), 4, 2, RAX);
+        asm.load(RSP, RBX);
+        asm.modrm(op(0x85), 8, RAX.0, RAX);
+        let on = asm.jump(0x84);
+        asm.place(on, restored);
+    };
+    on(&mut asm, &mut thunks.rest, rest);
+    let around = asm.jump(0xE9);
+    on(&mut asm, &mut thunks.execute, execute);
+    asm.land(around);
     let left = asm.here();
     leave(&mut asm);
 
