@@ -168,9 +168,9 @@ fn a_disk_that_fills_up_during_a_run_is_told() {
     let folder = tempdir().unwrap();
     let inside = format!(
         "mount -t tmpfs -o size=100M tmpfs {folder} && cd {folder} || exit 77; \
-         (sleep 2; head -c 80M /dev/zero >filler) & \
-         {nvsim} run --engine soft --timeout 10m --nvdimm d.nvd,size=64M \
-         --exec 'sleep 2; dd if=/dev/zero of=/mnt/pmem0/file bs=1M count=50'",
+         (echo 'echo up-$((1 + 1))'; while ! grep -q up-2 said; do sleep 0.1; done; head -c 80M /dev/zero >filler; \
+          echo 'dd if=/dev/zero of=/mnt/pmem0/file bs=1M count=50; poweroff -f') | \
+         {nvsim} run --engine soft --timeout 10m --nvdimm d.nvd,size=64M >said",
         folder = folder.path().display(),
         nvsim = env!("CARGO_BIN_EXE_nvsim"),
     );
