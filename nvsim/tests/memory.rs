@@ -19,49 +19,25 @@ impl Drop for Run {
     }
 }
 
-/// A mapping of a process, in KiB.
-struct Mapping {
-    begin: u64,
-    end: u64,
-    resident: u64,
-    of_dimm: bool,
-}
-
-fn mappings(pid: u32) -> Vec<Mapping> {
+/// Resident KiB of a process but for the guest's RAM, known by its size, and the DIMM's file.
+fn own_kib(pid: u32) -> (u64, u64) {
     let maps = std::fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap();
-    let mut all: Vec<Mapping> = Vec::new();
+    let (mut own, mut guest, mut dimm, mut size) = (0, 0, false, 0);
     for line in maps.lines() {
-        let first = line.split(' ').next().and_then(|word| word.split_once('-'));
-        let kib = |address: &str| u64::from_str_radix(address, 16).ok().map(|address| address >> 10);
-        if let Some((begin, end)) = first.and_then(|(begin, end)| Some((kib(begin)?, kib(end)?))) {
-            all.push(Mapping { begin, end, resident: 0, of_dimm: line.ends_with(DIMM) });
-        } else if let (Some(rss), Some(last)) = (line.strip_prefix("Rss:"), all.last_mut()) {
-            last.resident = rss.trim().trim_end_matches(" kB").parse().unwrap();
+        let field = |name| line.strip_prefix(name)?.trim().strip_suffix(" kB")?.parse::<u64>().ok();
+        if line.starts_with(|c: char| c.is_ascii_digit() || matches!(c, 'a'..='f')) {
+            dimm = line.ends_with(DIMM);
+        } else if let Some(kib) = field("Size:") {
+            size = kib;
+        } else if let Some(kib) = field("Rss:") {
+            match size == GUEST_KIB {
+                true => guest += kib,
+                false if !dimm => own += kib,
+                false => {}
+            }
         }
     }
-    all
-}
-
-/// The mappings that are the guest's RAM: in the midst of it its kernel's file is mapped, so it is known by their sum.
-fn guest_ram(all: &[Mapping]) -> std::ops::Range<usize> {
-    let adjacent = |n: &usize| all[*n].begin == all[*n - 1].end;
-    (0..all.len())
-        .find_map(|first| {
-            let last = (first + 1..all.len()).take_while(adjacent).last().unwrap_or(first);
-            let fits = |&end: &usize| all[end].end - all[first].begin == GUEST_KIB;
-            (first..=last).find(fits).map(|end| first..end + 1)
-        })
-        .expect("RAM is mapped in one piece")
-}
-
-/// Resident KiB of a process but for the guest's RAM and the DIMM's file, and of the guest's RAM.
-fn own_kib(pid: u32) -> (u64, u64) {
-    let all = mappings(pid);
-    let ram = guest_ram(&all);
-    let sum = |which: &dyn Fn(&usize) -> bool| {
-        (0..all.len()).filter(|n| which(n) && !all[*n].of_dimm).map(|n| all[n].resident).sum()
-    };
-    (sum(&|n| !ram.contains(n)), sum(&|n| ram.contains(n)))
+    (own, guest)
 }
 
 #[test]

@@ -5,7 +5,6 @@ mod kept;
 
 use std::fmt::Debug;
 use std::net::TcpListener;
-use std::ops::Range;
 
 use engine::cpuid::{CpuModel, CpuidTable};
 use engine::{CodeStock, Engine, GuestMemory, PartitionSpec};
@@ -110,8 +109,6 @@ pub struct Machine {
     rested: Option<(PartitionSpec, Processors)>,
     /// What RAM was mapped from, and the sum of the snapshot that this is of.
     base: Option<(Image, Option<[u8; 32]>)>,
-    /// Guest-physical ranges of it that were mapped from the kernel's file at power-up.
-    laid: Vec<Range<u64>>,
     /// Sees what the guest learns of its DIMMs.
     witness: Option<Witness>,
     /// Code that it shares with the other machines of its snapshot.
@@ -154,7 +151,6 @@ impl Machine {
             on: false,
             rested: None,
             base: None,
-            laid: Vec::new(),
             witness: None,
             code: None,
             recorder: None,
@@ -371,7 +367,7 @@ impl Machine {
     /// Loads all that the guest finds when power comes on.
     fn power_up(&mut self) -> Result<(PartitionSpec, Processors)> {
         self.board.reset();
-        let loaded = boot::load(&self.spec.boot, &self.plan, &self.memory, self.spec.seed)?;
+        let boot = boot::load(&self.spec.boot, &self.plan, &self.memory, self.spec.seed)?;
         self.memory.write_slice(&self.tables()?, GuestAddress(ACPI_TABLES.start))?;
         let tsc_khz = self.engine.tsc_khz(PREFERRED_TSC_KHZ);
         let partition = PartitionSpec {
@@ -380,8 +376,7 @@ impl Machine {
             tsc_khz,
             seed: self.spec.seed,
         };
-        self.laid = loaded.laid;
-        Ok((partition, Processors::power_up(loaded.state, self.spec.vcpus)))
+        Ok((partition, Processors::power_up(boot, self.spec.vcpus)))
     }
 
     /// The ACPI tables.

@@ -62,17 +62,6 @@ pub fn fill_ram(plan: &MemoryPlan, memory: &GuestMemory, image: Option<&Image>) 
     Ok(())
 }
 
-/// Maps a part of a file, which nobody shortens or changes any more, over whole pages of RAM. The pages that are written
-/// become this mapping's own.
-///
-/// # Errors
-/// The host refuses, or no RAM is there.
-pub fn lay_file(memory: &GuestMemory, place: u64, file: &File, part: Range<u64>) -> std::io::Result<()> {
-    let region = memory.find_region(GuestAddress(place)).ok_or(std::io::ErrorKind::InvalidInput)?;
-    let begin = place - region.start_addr().0;
-    map_over(&region.get_mmap(), begin..begin + (part.end - part.start), Some((file, part.start)))
-}
-
 /// BLAKE3 of all of the memory, region by region with its address: what two equal runs must agree on.
 #[must_use]
 pub fn hash(memory: &GuestMemory) -> String {

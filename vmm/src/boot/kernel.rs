@@ -1,8 +1,7 @@
 //! Loading a kernel: an ELF vmlinux, entered at its 64-bit entry, or a bzImage, which unpacks itself.
 
 use std::fs::File;
-use std::io::{self, Read as _, Seek as _, SeekFrom};
-use std::ops::Range;
+use std::io::Read as _;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -10,10 +9,10 @@ use engine::GuestMemory;
 use linux_loader::loader::bootparam::setup_header;
 use linux_loader::loader::{BzImage, KernelLoader};
 use serde::{Deserialize, Serialize};
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::GuestAddress;
 
-use crate::layout::{self, MemoryPlan, PAGE, boot};
-use crate::memory::lay_file;
+use super::read_into;
+use crate::layout::{self, MemoryPlan, boot};
 use crate::{Error, Result};
 
 /// Command-line limit of x86 Linux, which an ELF cannot say.
@@ -30,8 +29,7 @@ const MIN_VERSION: u16 = 0x020C;
 /// A kernel file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Kernel {
-    /// An uncompressed ELF: the fast way. The guest runs in private mappings of the file, which must stay as it is while a
-    /// machine has it.
+    /// An uncompressed ELF: the fast way.
     Elf(PathBuf),
     /// A bzImage as distributions ship it; the guest spends its first seconds unpacking it.
     BzImage(PathBuf),
@@ -50,8 +48,6 @@ pub struct Loaded {
     pub command_line_limit: usize,
     /// Last address of an initial RAM disk.
     pub initrd_limit: u64,
-    /// What was mapped instead of read.
-    pub laid: Vec<Range<u64>>,
 }
 
 /// A part of an ELF that is loaded.
@@ -135,13 +131,9 @@ fn load_elf(
             format!("its entry {entry:#x} lies in none of its segments; give an x86-64 vmlinux"),
         ));
     }
-    let mut laid = Vec::new();
-    for segment in &segments {
-        laid.extend(segment.load(file, memory).map_err(|source| Error::Read {
-            what: "kernel",
-            path: path.to_owned(),
-            source,
-        })?);
+    for Segment { offset, address, in_file, .. } in segments {
+        let failed = |source| Error::Read { what: "kernel", path: path.to_owned(), source };
+        read_into(file, offset..offset + in_file, memory, address).map_err(failed)?;
     }
     Ok(Loaded {
         entry,
@@ -149,33 +141,7 @@ fn load_elf(
         header: None,
         command_line_limit: COMMAND_LINE_LIMIT,
         initrd_limit: INITRD_LIMIT,
-        laid,
     })
-}
-
-impl Segment {
-    /// Maps its whole pages, where the file has them on page boundaries as well, and reads the rest. Gives what is mapped.
-    /// Most of a kernel no boot ever looks at, and of the pages that it writes fewer are copied than reading would copy.
-    fn load(&self, file: &File, memory: &GuestMemory) -> io::Result<Option<Range<u64>>> {
-        let end = self.address + self.in_file;
-        let alike = self.address % PAGE == self.offset % PAGE;
-        let pages = self.address.next_multiple_of(PAGE)..end / PAGE * PAGE;
-        let pages = (alike && pages.start < pages.end).then_some(pages);
-        let offset = |address| self.offset + (address - self.address);
-        let read = |part: Range<u64>| {
-            let mut file = file;
-            file.seek(SeekFrom::Start(offset(part.start)))?;
-            let bytes = (part.end - part.start) as usize;
-            memory
-                .read_exact_volatile_from(GuestAddress(part.start), &mut file, bytes)
-                .map_err(io::Error::other)
-        };
-        let Some(pages) = pages else { return read(self.address..end).map(|()| None) };
-        read(self.address..pages.start)?;
-        read(pages.end..end)?;
-        lay_file(memory, pages.start, file, offset(pages.start)..offset(pages.end))?;
-        Ok(Some(pages))
-    }
 }
 
 /// The entry and the loadable segments of a 64-bit little-endian x86 ELF, if all lie within the file and above the legacy
@@ -246,6 +212,5 @@ fn load_bzimage(
         header: Some(header),
         command_line_limit: (header.cmdline_size as usize).min(COMMAND_LINE_LIMIT),
         initrd_limit: header.initrd_addr_max.into(),
-        laid: Vec::new(),
     })
 }

@@ -41,20 +41,11 @@ pub struct BootSpec {
     pub command_line: String,
 }
 
-/// All that a machine finds when power comes on.
-#[derive(Debug)]
-pub struct Loaded {
-    /// State of the processor that starts it.
-    pub state: CpuState,
-    /// Guest-physical ranges that are mapped from the kernel's file.
-    pub laid: Vec<Range<u64>>,
-}
-
-/// Loads everything into memory, which must read as zeros.
+/// Loads everything into memory, which must read as zeros, and gives the state of the processor that starts it.
 ///
 /// # Errors
 /// A file that cannot be read, is not what it should be, or does not fit; the message says which, and what to do.
-pub fn load(spec: &BootSpec, plan: &MemoryPlan, memory: &GuestMemory, seed: u64) -> Result<Loaded> {
+pub fn load(spec: &BootSpec, plan: &MemoryPlan, memory: &GuestMemory, seed: u64) -> Result<CpuState> {
     let kernel = spec.kernel.load(plan, memory)?;
     let command_line = spec.command_line.as_bytes();
     check_command_line(command_line, kernel.command_line_limit)?;
@@ -66,7 +57,7 @@ pub fn load(spec: &BootSpec, plan: &MemoryPlan, memory: &GuestMemory, seed: u64)
     params::write(&params::ParamsSpec { header: kernel.header, initrd, plan, seed }, memory)?;
     cpu::write_tables(memory)?;
     memory.write_slice(&RESET_CODE, GuestAddress(layout::RESET_VECTOR))?;
-    Ok(Loaded { state: cpu::state(kernel.entry), laid: kernel.laid })
+    Ok(cpu::state(kernel.entry))
 }
 
 fn check_command_line(line: &[u8], limit: usize) -> Result<()> {
@@ -93,24 +84,25 @@ fn load_initrd(
     let too_large = || Error::TooLarge { what: format!("The initrd {}", path.display()), need: size, have };
     let address = top.checked_sub(size).map(|a| a & !(PAGE - 1)).filter(|a| *a >= kernel_end);
     let address = address.ok_or_else(too_large)?;
-    read_into(&file, size, memory, address).map_err(failed)?;
+    read_into(&file, 0..size, memory, address).map_err(failed)?;
     Ok((address, size))
 }
 
-/// Reads a file into memory. Two threads do so, as the host has to find and clear a page for each that is read.
-fn read_into(file: &File, size: u64, memory: &GuestMemory, address: u64) -> io::Result<()> {
-    let part = |part: Range<u64>| {
+/// Reads a part of a file into memory. Two threads do so, as the host has to find and clear a page for each that is read.
+fn read_into(file: &File, part: Range<u64>, memory: &GuestMemory, address: u64) -> io::Result<()> {
+    let read = |some: Range<u64>| {
         let mut piece = vec![0; PIECE];
-        part.clone().step_by(PIECE).try_for_each(|at| {
-            let piece = &mut piece[..PIECE.min((part.end - at) as usize)];
+        some.clone().step_by(PIECE).try_for_each(|at| {
+            let piece = &mut piece[..PIECE.min((some.end - at) as usize)];
             file.read_exact_at(piece, at)?;
-            memory.write_slice(piece, GuestAddress(address + at)).map_err(io::Error::other)
+            let place = GuestAddress(address + (at - part.start));
+            memory.write_slice(piece, place).map_err(io::Error::other)
         })
     };
-    let half = size / 2 / PAGE * PAGE;
+    let half = part.start + (part.end - part.start) / 2 / PAGE * PAGE;
     std::thread::scope(|scope| {
-        let other = scope.spawn(|| part(half..size));
-        let own = part(0..half);
+        let other = scope.spawn(|| read(half..part.end));
+        let own = read(part.start..half);
         own.and(other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
     })
 }

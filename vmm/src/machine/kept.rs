@@ -66,7 +66,6 @@ impl Machine {
         self.transcript.restore(state.said.clone());
         self.statistics = state.statistics.clone();
         self.base = Some((snapshot.memory.clone(), snapshot.sum));
-        self.laid.clear();
         self.rested = Some((state.partition.clone(), state.processors.clone()));
         Ok(())
     }
@@ -129,7 +128,7 @@ impl Machine {
         let base = self.base.as_ref().map(|(image, _)| image);
         let memory = match (base, &since) {
             (Some(base), Some(_)) => Image::of_ram_since(&self.plan, &self.memory, base),
-            _ => Image::of_ram(&self.plan, &self.memory, base, &self.laid),
+            _ => Image::of_ram(&self.plan, &self.memory, base),
         };
         let memory = memory.map_err(|source| Error::Map { bytes, source })?;
         let state = State {

@@ -214,7 +214,7 @@ impl Backing {
             labels.resize(labels.len().next_multiple_of(PAGE as usize), 0);
             copy.bytes(LABELS, &labels)?;
             for (at, region, part) in pieces {
-                copy.pages(at, region, part, |n| image.covers(at + n))?;
+                copy.pages(at, region, part, Some(image))?;
             }
             Ok(copy.finish())
         };

@@ -105,28 +105,19 @@ impl Image {
     }
 
     /// Whether a page is in it, or in what it lies above.
-    pub fn covers(&self, page: u64) -> bool {
+    fn covers(&self, page: u64) -> bool {
         self.extents.covers(page) || self.under().is_some_and(|under| under.covers(page))
     }
 
-    /// Copies what is not zero of a machine's RAM. What it has not touched since it was mapped from `base` is as there; what
-    /// it has not touched elsewhere is zero, but for the guest-physical ranges that are `laid` from other files.
-    pub fn of_ram(
-        plan: &MemoryPlan,
-        memory: &GuestMemory,
-        base: Option<&Self>,
-        laid: &[Range<u64>],
-    ) -> io::Result<Self> {
+    /// Copies what is not zero of a machine's RAM. What it has not touched since it was mapped from `base` is as there.
+    pub fn of_ram(plan: &MemoryPlan, memory: &GuestMemory, base: Option<&Self>) -> io::Result<Self> {
         let len = plan.ram().iter().map(|range| range.end - range.start).sum();
         let mut copy = Copy::new(c"nvsim RAM", len)?;
         let mut done = 0;
         for range in plan.ram() {
             let region = memory.find_region(GuestAddress(range.start)).ok_or(io::ErrorKind::NotFound)?;
             let len = range.end - range.start;
-            copy.pages(done, region, 0..len, |n| {
-                let (page, address) = (done + n, range.start + n);
-                base.is_some_and(|base| base.covers(page)) || laid.iter().any(|laid| laid.contains(&address))
-            })?;
+            copy.pages(done, region, 0..len, base)?;
             done += len;
         }
         Ok(copy.finish())
@@ -232,19 +223,19 @@ impl Copy {
     }
 
     /// Puts the pages that are not zero of a part of a mapping at an offset. Pages that the mapping's owner has not
-    /// touched are zero, but for those `of_file`, by their offset in the part.
+    /// touched since it was mapped from `base`, where they have the same offset, are as there.
     pub fn pages(
         &mut self,
         at: u64,
         region: &GuestRegionMmap<()>,
         part: Range<u64>,
-        of_file: impl Fn(u64) -> bool,
+        base: Option<&Image>,
     ) -> io::Result<()> {
         let host = region.get_mmap().as_ptr() as u64 + part.start;
         let touched = Touched::of(host, part.end - part.start);
         let mut page = [0_u8; PAGE as usize];
         for n in (0..part.end - part.start).step_by(PAGE as usize) {
-            if !touched.contains(n) && !of_file(n) {
+            if !touched.contains(n) && !base.is_some_and(|base| base.covers(at + n)) {
                 continue;
             }
             let place = MemoryRegionAddress(part.start + n);
