@@ -179,7 +179,9 @@ fn follow(i: &Instruction, values: &mut [Value; 16], next: &mut u32) {
     };
     match i.mnemonic() {
         M::Cmp | M::Test | M::Nop | M::Endbr64 => {}
-        M::Push | M::Pushfq | M::Call => values[RSP_NUMBER] = moved(values, RSP_NUMBER, -8),
+        M::Push | M::Pushfq if i.stack_pointer_increment() == -8 => {
+            values[RSP_NUMBER] = moved(values, RSP_NUMBER, -8);
+        }
         M::Pop if i.stack_pointer_increment() == 8 && to.is_some_and(Register::is_gpr) => {
             values[RSP_NUMBER] = moved(values, RSP_NUMBER, 8);
             fresh(values, to.map_or(0, number));

@@ -404,6 +404,9 @@ fn neighbours() -> Vec<u8> {
         a.push(r12)?;
         a.push(r15)?;
         a.push(qword_ptr(rbp + 8))?;
+        a.push(r8w)?;
+        a.mov(qword_ptr(rsp + 2), r12)?;
+        a.pop(r8w)?;
         a.sub(rsp, 0x18)?;
         a.mov(qword_ptr(rbp - 0x28), r13)?;
         a.mov(rax, qword_ptr(rsp + 0x18))?;
