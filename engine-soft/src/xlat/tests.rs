@@ -25,30 +25,46 @@ pub(super) fn cpu(program: &[u8], haste: Option<Haste>) -> Cpu {
     cpu
 }
 
-/// Registers, flags, instructions, memory, x87 and SSE, events.
-type All = (Vec<u64>, u64, u64, Vec<u8>, Vec<u8>, Vec<Event>);
+/// Lets the first two pages of data have each other's memory: what runs over the end of a page is somewhere else.
+fn scatter(cpu: &mut Cpu) {
+    const DIRECTORY: u64 = 0x3000;
+    const TABLE: u64 = 0x8000;
+    for n in 0..512 {
+        let page = DATA + ((if n < 2 { n ^ 1 } else { n }) << 12);
+        cpu.poke(TABLE + 8 * n, &(page | 0x67).to_le_bytes());
+    }
+    cpu.poke(DIRECTORY + (DATA >> 21) * 8, &(TABLE | 0x27).to_le_bytes());
+    cpu.flush_tlb();
+}
+
+/// Registers, flags, whether interrupts are held off, instructions, memory, x87 and SSE, events.
+type All = (Vec<u64>, (u64, bool), u64, Vec<u8>, Vec<u8>, Vec<Event>);
 
 fn all(cpu: &mut Cpu) -> All {
-    let mut memory = vec![0; 0x2000];
+    let mut memory = vec![0; 0x3000];
     cpu.peek_at(DATA, &mut memory);
     let log = std::mem::take(&mut cpu.shared.log).events().collect::<Vec<_>>();
-    (cpu.gpr[..18].to_vec(), cpu.flags.get(), cpu.shared.retired, memory, cpu.fx.bytes().to_vec(), log)
+    let flags = (cpu.flags.get(), cpu.shadow);
+    (cpu.gpr[..18].to_vec(), flags, cpu.shared.retired, memory, cpu.fx.bytes().to_vec(), log)
 }
 
 /// Runs a program in turns of uneven length, interpreted and translated, and compares after each.
 pub(super) fn the_same(program: &[u8], turns: usize, watched: Option<Range<u64>>) {
     let hastes = [Haste::Warm, Haste::AtOnce, Haste::Stressed(1), Haste::Stressed(2), Haste::Stressed(3)];
-    for haste in hastes {
+    for (haste, scattered) in hastes.into_iter().flat_map(|haste| [(haste, false), (haste, true)]) {
         let (mut a, mut b) = (cpu(program, None), cpu(program, Some(haste)));
         for cpu in [&mut a, &mut b] {
+            if scattered {
+                scatter(cpu);
+            }
             cpu.shared.watch.ranges.extend(watched.clone());
             let on = cpu.shared.watch.is_on();
             cpu.shared.blocks.set_watching(on);
         }
         for turn in 0..turns {
             let budget = 1 + (turn as u64 * 37) % 211;
-            assert_eq!(a.run(budget), b.run(budget), "{haste:?}, turn {turn}");
-            assert_eq!(all(&mut a), all(&mut b), "{haste:?}, turn {turn}");
+            assert_eq!(a.run(budget), b.run(budget), "{haste:?}, {scattered}, turn {turn}");
+            assert_eq!(all(&mut a), all(&mut b), "{haste:?}, {scattered}, turn {turn}");
         }
     }
 }
@@ -352,6 +368,16 @@ fn strings_are_the_same() {
     });
     the_same(&code, 150, None);
     the_same(&code, 60, Some(DATA..DATA + 0x1000));
+    // Over the end of the address space.
+    the_same(
+        &assembled(|a| {
+            a.mov(rdi, -0x2000_i64 as u64)?;
+            a.mov(ecx, 0x480)?;
+            a.rep().stosq()
+        }),
+        10,
+        None,
+    );
     // A count of which the last bytes alone would fit.
     the_same(
         &assembled(|a| {
@@ -389,6 +415,11 @@ fn neighbours() -> Vec<u8> {
         a.mov(edi, 0x40)?;
         a.add(rdi, rbx)?;
         a.mov(qword_ptr(rdi), rcx)?;
+        a.add(r13, qword_ptr(rdi + 8))?;
+        a.lea(rdx, r9 + 0x38)?;
+        a.push(rdx)?;
+        a.pop(rdi)?;
+        a.sub(qword_ptr(rdi), r13)?;
         a.add(r13, qword_ptr(rdi + 8))?;
         a.call(function)?;
         a.add(r9, 5)?;
@@ -518,6 +549,7 @@ fn what_kernels_do_is_the_same() {
     });
     the_same(&code, 200, None);
     the_same(&code, 60, Some(DATA..DATA + 0x1000));
+    the_same(&assembled(|a| a.cmpxchg16b(xmmword_ptr(rbx + 8))), 3, None);
 }
 
 /// A library of what a vCPU has run after so many instructions.
