@@ -409,12 +409,12 @@ fn neighbours() -> Vec<u8> {
         a.mov(rax, qword_ptr(rdi))?;
         a.sub(rdi, 0x20)?;
         a.add(qword_ptr(rdi + 1), rax)?;
-        a.imul_2(r12, qword_ptr(r9 - 0x38))?;
         block(a)?;
         a.lea(rsi, r9 + 0x40)?;
-        a.mov(rax, qword_ptr(rsi - 0x40))?;
-        a.mov(dword_ptr(rsi - 4), 0x77)?;
-        a.movzx(ecx, byte_ptr(r9 + 0x3E))?;
+        a.add(r13, qword_ptr(rsi - 0x40))?;
+        a.movsx(ecx, word_ptr(rsi - 4))?;
+        a.xor(dword_ptr(rsi + 4), r13d)?;
+        a.imul_2(r12, qword_ptr(rsi - 0x40))?;
         block(a)?;
         a.mov(rax, qword_ptr(r9))?;
         a.add(r9, 0x30)?;
