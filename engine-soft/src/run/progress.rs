@@ -2,6 +2,8 @@
 
 #![expect(unsafe_code, reason = "blocks are held by pointer; see `block`")]
 
+use std::alloc::{Layout, alloc_zeroed, handle_alloc_error};
+
 use crate::block::BlockRef;
 use crate::cpu::Cpu;
 use crate::insn::RIP;
@@ -146,8 +148,14 @@ impl Progress {
 
 /// A jump cache, which becomes resident as it is used.
 fn empty() -> Box<[Jump; JUMPS]> {
-    // SAFETY: zeros are a jump to no block.
-    unsafe { Box::new_zeroed().assume_init() }
+    let layout = Layout::new::<[Jump; JUMPS]>();
+    // SAFETY: of that many bytes, which are not none.
+    let zeros = unsafe { alloc_zeroed(layout) }.cast::<[Jump; JUMPS]>();
+    if zeros.is_null() {
+        handle_alloc_error(layout);
+    }
+    // SAFETY: just allocated for it, and zeros are jumps to no block.
+    unsafe { Box::from_raw(zeros) }
 }
 
 /// The entry for an instruction pointer.

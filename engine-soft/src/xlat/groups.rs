@@ -240,10 +240,11 @@ fn follow(i: &Instruction, values: &mut [Value; 16], next: &mut u32) {
         M::Cwde | M::Cdqe => fresh(values, 0),
         M::Cdq | M::Cqo => fresh(values, 2),
         // SETcc, CMOVcc, Jcc.
-        _ if i.condition_code() != ConditionCode::None => match to {
-            Some(register) => fresh(values, number(register)),
-            None => {}
-        },
+        _ if i.condition_code() != ConditionCode::None => {
+            if let Some(register) = to {
+                fresh(values, number(register));
+            }
+        }
         _ => (0..16).for_each(|n| fresh(values, n)),
     }
 }
