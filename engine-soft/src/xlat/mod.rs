@@ -214,7 +214,7 @@ impl Translator {
         while first != 0 {
             let number = first as usize - 1;
             let translation = self.at(number);
-            if translation.rip == rip && translation.user == user {
+            if translation.rip == rip && translation.user == user && !translation.replaced {
                 return Some(number);
             }
             first = translation.next;
@@ -295,22 +295,7 @@ impl Translator {
             return;
         }
         found.replaced = true;
-        let (block, next) = (found.block, found.next);
-        let header = block.header();
-        header.alone.set(true);
-        if header.translation.get() == number as u32 + 1 {
-            header.translation.set(next);
-        } else {
-            let mut first = header.translation.get();
-            while let Some(other) = (first as usize).checked_sub(1 + self.borrowed()) {
-                let other = &mut self.translations[other];
-                if other.next == number as u32 + 1 {
-                    other.next = next;
-                    break;
-                }
-                first = other.next;
-            }
-        }
+        found.block.header().alone.set(true);
         self.close(number);
     }
 
