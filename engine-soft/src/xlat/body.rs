@@ -111,7 +111,7 @@ pub(crate) struct Setting {
 /// Translates for an address.
 pub(crate) fn translate(source: &Source<'_>, origin: u64, number: usize, setting: Setting) -> Code {
     let forms = decode(source);
-    let groups = if setting.watching || setting.alone { Groups::default() } else { Groups::of(&forms) };
+    let groups = if setting.alone { Groups::default() } else { Groups::of(&forms) };
     let mut body = Body {
         asm: Asm::new(origin),
         thunks: setting.thunks,

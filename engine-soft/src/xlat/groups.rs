@@ -266,7 +266,8 @@ impl Body<'_> {
         let Member { group: number, access, added } = member;
         let group = self.groups.groups[number];
         let served = access.size == size as i64 && (group.writes || way == Way::Read);
-        if group.members < 2 || !served {
+        // Stores are logged one by one.
+        if group.members < 2 || !served || self.watching && group.writes {
             return None;
         }
         let disp = access.disp as i32;
