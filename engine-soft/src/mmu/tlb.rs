@@ -276,10 +276,10 @@ impl Tlb {
     pub(crate) fn remember_jump(&mut self, rip: u64, code: u64, user: bool, global: bool) {
         let slot = usize::from(rip as u16);
         let id = (slot + if user { SLOTS } else { 0 }) as u32;
-        let jumps = &mut self.frame.jumps[usize::from(user)];
-        if jumps.tag[slot] == rip.wrapping_neg() && jumps.code[slot] == code {
+        if self.known_jump(rip, user) == Some(code) {
             return;
         }
+        let jumps = &mut self.frame.jumps[usize::from(user)];
         jumps.tag[slot] = rip.wrapping_neg();
         jumps.code[slot] = code;
         self.jumps.push(id);

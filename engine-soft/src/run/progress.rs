@@ -11,8 +11,9 @@ use crate::insn::RIP;
 /// Entries of the jump cache.
 const JUMPS: usize = 1 << 14;
 
-/// Times that the jump cache is forgotten before it has to be emptied.
-const EPOCHS: u64 = 1 << 12;
+/// Bits of [`Progress::mode`] that count how often the jump cache was forgotten since it was emptied, and their unit.
+const EPOCHS: u64 = 0xFFF << 51;
+const EPOCH: u64 = 1 << 51;
 
 /// Nothing.
 const NO_JUMP: Jump = Jump { tag: 0, block: None };
@@ -50,8 +51,6 @@ pub(crate) struct Progress {
     pub(crate) interrupted: bool,
     /// Mixed into the tags of the jump cache: privilege and width of the code, and the epoch.
     mode: u64,
-    /// Times that the jump cache was forgotten since it was emptied.
-    epoch_of_jumps: u64,
     /// Base of the code segment.
     pub(super) code_base: u64,
     jumps: Box<[Jump; JUMPS]>,
@@ -80,7 +79,6 @@ impl Default for Progress {
             debug: 0,
             interrupted: false,
             mode: 0,
-            epoch_of_jumps: 0,
             code_base: 0,
             jumps: empty(),
             local: Vec::new(),
@@ -94,7 +92,7 @@ impl Progress {
     /// Blocks are chosen by privilege, width and base of the code.
     pub(crate) fn set_mode(&mut self, user: bool, bits: u32, code_base: u64) {
         let width = u64::from(bits.trailing_zeros() & 3);
-        self.mode = (self.epoch_of_jumps << 3 | width << 1 | u64::from(user)) << 48;
+        self.mode = self.mode & EPOCHS | (width << 1 | u64::from(user)) << 48;
         if self.code_base != code_base {
             self.code_base = code_base;
             self.forget();
@@ -104,9 +102,8 @@ impl Progress {
     /// Empties the jump cache.
     pub(crate) fn forget(&mut self) {
         self.local.clear();
-        self.epoch_of_jumps = (self.epoch_of_jumps + 1) % EPOCHS;
-        self.mode = self.mode & 7 << 48 | self.epoch_of_jumps << 51;
-        if self.epoch_of_jumps == 0 {
+        self.mode = self.mode & !EPOCHS | (self.mode + EPOCH) & EPOCHS;
+        if self.mode & EPOCHS == 0 {
             self.jumps.fill(NO_JUMP);
         }
     }

@@ -110,16 +110,15 @@ impl Body<'_> {
         // and ecx, the bits that count
         self.asm.raw(&[0x83, 0xE1, if width == 8 { 63 } else { 31 }]);
         let none = self.asm.jump(0x84);
-        // and ah, not AF
-        self.asm.raw(&[0x80, 0xE4, 0xEF]);
-        match group {
-            // mov dl, ah; mov al, ah; shr al, 7; and dl, 1; xor al, dl: whether sign and carry differ
-            4 => self.asm.raw(&[0x88, 0xE2, 0x88, 0xE0, 0xC0, 0xE8, 7, 0x80, 0xE2, 1, 0x30, 0xD0]),
+        if group == 5 {
             // dec ecx; setz dl; and al, dl: the sign that was, of a count of 1
-            5 => self.asm.raw(&[0xFF, 0xC9, 0x0F, 0x94, 0xC2, 0x20, 0xD0]),
-            // mov al, 0
-            _ => self.asm.raw(&[0xB0, 0]),
+            self.asm.raw(&[0xFF, 0xC9, 0x0F, 0x94, 0xC2, 0x20, 0xD0]);
         }
+        self.put_shift_right(match group {
+            4 => Overflow::Turns,
+            5 => Overflow::Keep,
+            _ => Overflow::Clear,
+        });
         self.asm.land(none);
         self.asm.restore_flags();
         Some(())
@@ -315,8 +314,7 @@ impl Body<'_> {
         self.asm.lea(RAX, Rm::Index(from, RCX, 3, 0));
         let at = self.probe(Address::In(RAX), 8, way);
         if way == Way::Write {
-            let Rm::Index(va, addend, ..) = at else { return None };
-            self.asm.lea(RAX, Rm::Index(va, addend, 0, 0));
+            self.asm.lea(RAX, at);
             self.asm.load(RDX, Rm::Base(RAX, 0));
         } else {
             self.asm.load(RDX, at);

@@ -451,8 +451,8 @@ impl Body<'_> {
             return None;
         }
         let (new, width) = (place(i.op1_register())?, i.op1_register().size() as u8);
-        let Rm::Index(base, index, ..) = self.memory(i, Way::Write)? else { return None };
-        self.asm.lea(RDX, Rm::Index(base, index, 0, 0));
+        let at = self.memory(i, Way::Write)?;
+        self.asm.lea(RDX, at);
         let new = self.in_register(new, RCX);
         self.asm.load(RAX, GUEST_RAX);
         self.asm.modrm(Op { byte: 0xB0 | u8::from(width > 1), ..op2(0) }, width, new.0, Rm::Base(RDX, 0));

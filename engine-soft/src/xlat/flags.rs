@@ -86,7 +86,11 @@ impl Body<'_> {
     /// Puts them right here. Scratch registers are lost.
     pub(crate) fn settle(&mut self, settling: Settling) {
         match settling {
-            Settling::Shift(overflow) => self.settle_shift(overflow),
+            Settling::Shift(overflow) => {
+                self.asm.save_flags();
+                self.put_shift_right(overflow);
+                self.asm.restore_flags();
+            }
             Settling::Product(width, low) => {
                 // setc dl: carry and overflow are the same here.
                 self.asm.raw(&[0x0F, 0x92, 0xC2]);
@@ -99,8 +103,8 @@ impl Body<'_> {
         }
     }
 
-    fn settle_shift(&mut self, overflow: Overflow) {
-        self.asm.save_flags();
+    /// Puts right in AX what a shift has left. RCX is lost.
+    pub(crate) fn put_shift_right(&mut self, overflow: Overflow) {
         // and ah, not AF
         self.asm.raw(&[0x80, 0xE4, 0xEF]);
         match overflow {
@@ -112,7 +116,6 @@ impl Body<'_> {
                 self.asm.raw(&[0x88, 0xE1, 0x88, 0xE0, 0xC0, 0xE8, 7, 0x80, 0xE1, 1, 0x30, 0xC8]);
             }
         }
-        self.asm.restore_flags();
     }
 }
 

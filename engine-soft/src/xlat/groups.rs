@@ -10,10 +10,10 @@ use std::mem::offset_of;
 use iced_x86::{Code, ConditionCode, Instruction, Mnemonic as M, OpKind, Register};
 
 use super::body::Body;
-use super::emit::{RAX, RCX, RDX, Reg, Rm, SCRATCH, op, word};
+use super::emit::{RAX, RCX, RDX, Rm, SCRATCH, op, word};
 use super::flags::Settling;
 use super::memory::{Address, Way};
-use super::registers::{PLACES, Place};
+use super::registers::PLACES;
 use super::thunk::Site;
 use crate::frame::{Frame, GROUPS};
 
@@ -155,8 +155,7 @@ fn operand(i: &Instruction) -> Option<Access> {
 fn stack(i: &Instruction) -> Option<Access> {
     let access = |base, disp, writes| Some(Access { base, disp, size: 8, writes });
     match i.mnemonic() {
-        M::Push | M::Pushfq if i.stack_pointer_increment() == -8 => access(RSP_NUMBER, -8, true),
-        M::Call if i.stack_pointer_increment() == -8 => access(RSP_NUMBER, -8, true),
+        M::Push | M::Pushfq | M::Call if i.stack_pointer_increment() == -8 => access(RSP_NUMBER, -8, true),
         M::Pop if i.stack_pointer_increment() == 8 => access(RSP_NUMBER, 0, false),
         M::Ret => access(RSP_NUMBER, 0, false),
         M::Leave => access(RBP_NUMBER, 0, false),
@@ -292,13 +291,7 @@ impl Body<'_> {
 
     /// Puts the first address of a group in RAX.
     fn first_address(&mut self, probed: Probed) {
-        let base: Reg = match PLACES[probed.base] {
-            Place::Host(reg) => reg,
-            slot @ Place::Slot(_) => {
-                self.asm.load(RAX, slot.rm());
-                RAX
-            }
-        };
+        let base = self.in_register(PLACES[probed.base], RAX);
         self.asm.lea(RAX, Rm::Base(base, probed.disp));
     }
 

@@ -205,32 +205,45 @@ impl Cpu {
         self.tlb.frame.no_wide = u64::from(!(avx::is_usable(self) && masked));
     }
 
-    /// One instruction of a translation.
-    fn execute_site(&mut self, site: Site) -> Departure {
+    /// Has the interpreter do so many instructions of a translation, from a site on, with the state as translated code has left
+    /// it. Otherwise there was a trap.
+    fn interpret(&mut self, site: Site, count: usize) -> Result<Done, Departure> {
         self.take_log();
         let Some(translator) = self.shared.blocks.translator.as_ref() else {
             unreachable!("translated code is running")
         };
         let Translation { block, rip, leaves, falls, .. } = *translator.at(site.translation());
-        let (insns, n) = (block.insns(), site.part());
-        let insn = &insns[n];
-        let start = rip.wrapping_add(translator.part(site.translation(), n).offset.into());
-        let next = start.wrapping_add(insn.len.into());
-        self.gpr[RIP_SLOT] = next;
+        let (insns, first) = (block.insns(), site.part());
+        self.gpr[RIP_SLOT] = rip.wrapping_add(translator.part(site.translation(), first).offset.into());
         self.flags.set_status(from_ax(self.tlb.frame.flags));
         self.take_stack();
         self.tlb.frame.unchanged = 0;
         self.progress.remaining = self.progress.withheld + self.tlb.frame.remaining;
         self.progress.current = Some(block);
         self.progress.entry = rip;
-        if (insn.exec)(self, insn).is_err() {
-            self.gpr[RIP_SLOT] = start;
-            return Departure { reason: reason::TRAPPED, detail: (insns.len() - n) as u64 };
+        let mut next = rip;
+        for (n, insn) in insns.iter().enumerate().skip(first).take(count) {
+            let start = self.gpr[RIP_SLOT];
+            next = start.wrapping_add(insn.len.into());
+            self.gpr[RIP_SLOT] = next;
+            if (insn.exec)(self, insn).is_err() {
+                self.gpr[RIP_SLOT] = start;
+                return Err(Departure { reason: reason::TRAPPED, detail: (insns.len() - n) as u64 });
+            }
         }
         self.tlb.frame.flags = ax(&self.flags);
         self.tell();
         self.lend_log();
-        let reason = match leaves && n + 1 == insns.len() {
+        Ok(Done { block, leaves, falls, next })
+    }
+
+    /// One instruction of a translation.
+    fn execute_site(&mut self, site: Site) -> Departure {
+        let Done { block, leaves, falls, next } = match self.interpret(site, 1) {
+            Ok(done) => done,
+            Err(trapped) => return trapped,
+        };
+        let reason = match leaves && site.part() + 1 == block.insns().len() {
             false => reason::NONE,
             true if block.header().sync && self.has_to_look() => reason::LOOK,
             true if falls && self.gpr[RIP_SLOT] == next => reason::NONE,
@@ -239,37 +252,13 @@ impl Cpu {
         Departure { reason, detail: 0 }
     }
 
-    /// How to go on at the instruction pointer.
-    fn go_on(&mut self) -> u64 {
-        let Some(code) = self.tlb.known_jump(self.gpr[RIP_SLOT], self.cpl == 3) else { return reason::JUMP };
-        self.tlb.frame.resume = code;
-        reason::NONE
-    }
-
     /// A translation from one of its instructions on: a group of accesses was not to be had.
     fn execute_rest(&mut self, site: Site) -> Departure {
-        self.take_log();
-        let Some(translator) = self.shared.blocks.translator.as_ref() else {
-            unreachable!("translated code is running")
-        };
-        let Translation { block, rip, .. } = *translator.at(site.translation());
-        let (insns, first) = (block.insns(), site.part());
         let (group, reach) = (self.tlb.frame.scratch, self.tlb.frame.reach);
-        self.gpr[RIP_SLOT] = rip.wrapping_add(translator.part(site.translation(), first).offset.into());
-        self.flags.set_status(from_ax(self.tlb.frame.flags));
-        self.take_stack();
-        self.tlb.frame.unchanged = 0;
-        self.progress.remaining = self.progress.withheld + self.tlb.frame.remaining;
-        self.progress.current = Some(block);
-        self.progress.entry = rip;
-        for (n, insn) in insns.iter().enumerate().skip(first) {
-            let start = self.gpr[RIP_SLOT];
-            self.gpr[RIP_SLOT] = start.wrapping_add(insn.len.into());
-            if (insn.exec)(self, insn).is_err() {
-                self.gpr[RIP_SLOT] = start;
-                return Departure { reason: reason::TRAPPED, detail: (insns.len() - n) as u64 };
-            }
-        }
+        let Done { block, .. } = match self.interpret(site, usize::MAX) {
+            Ok(done) => done,
+            Err(trapped) => return trapped,
+        };
         let known =
             if reach & 1 == 0 { self.tlb.load(group, reach / 2) } else { self.tlb.store(group, reach / 2) };
         if known.is_none()
@@ -277,11 +266,15 @@ impl Cpu {
         {
             translator.misfit(site.translation());
         }
-        self.tlb.frame.flags = ax(&self.flags);
-        self.tell();
-        self.lend_log();
-        let sync = block.header().sync && self.has_to_look();
-        Departure { reason: if sync { reason::LOOK } else { self.go_on() }, detail: 0 }
+        let reason = if block.header().sync && self.has_to_look() { reason::LOOK } else { self.go_on() };
+        Departure { reason, detail: 0 }
+    }
+
+    /// How to go on at the instruction pointer.
+    fn go_on(&mut self) -> u64 {
+        let Some(code) = self.tlb.known_jump(self.gpr[RIP_SLOT], self.cpl == 3) else { return reason::JUMP };
+        self.tlb.frame.resume = code;
+        reason::NONE
     }
 }
 
@@ -297,6 +290,16 @@ pub(super) extern "sysv64" fn execute_rest(cpu: *mut Cpu, site: Site) -> Departu
     // SAFETY: as in `execute`.
     let cpu = unsafe { &mut *cpu };
     cpu.execute_rest(site)
+}
+
+/// What the interpreter has done: some of a translation's instructions.
+struct Done {
+    block: BlockRef,
+    /// As the translation has them.
+    leaves: bool,
+    falls: bool,
+    /// Behind the last of the instructions.
+    next: u64,
 }
 
 /// How to go on.

@@ -22,7 +22,7 @@ impl Body<'_> {
         match i.code() {
             Code::Pushfq => self.push_flags(),
             // Nobody runs translated code at levels 1 and 2.
-            Code::Cli if !self.user => self.mask_interrupts(),
+            Code::Cli if !self.user => self.change_control(4, !(bit::IF as i32)),
             Code::Sti if !self.user => self.unmask_interrupts(),
             Code::Mov_r32m16_Sreg | Code::Mov_r64m16_Sreg => self.selector(i)?,
             Code::Prefetch_m8
@@ -51,11 +51,12 @@ impl Body<'_> {
         self.asm.lea(GUEST_RSP, Rm::Base(GUEST_RSP, -8));
     }
 
-    fn mask_interrupts(&mut self) {
+    /// AND or OR (their opcode extension) of what is not a status flag.
+    fn change_control(&mut self, group: u8, with: i32) {
         self.asm.save_flags();
         self.asm.load(RDX, CPU);
-        self.asm.modrm(op(0x81), 8, 4, CONTROL);
-        self.asm.immediate(4, !(bit::IF as i32));
+        self.asm.modrm(op(0x81), 8, group, CONTROL);
+        self.asm.immediate(4, with);
         self.asm.restore_flags();
     }
 
@@ -70,11 +71,7 @@ impl Body<'_> {
         self.asm.load(RCX, word(offset_of!(Frame, remaining)));
         let last = self.asm.jump(0xE3);
         self.asm.place(last, look);
-        self.asm.save_flags();
-        self.asm.load(RDX, CPU);
-        self.asm.modrm(op(0x81), 8, 1, CONTROL);
-        self.asm.immediate(4, bit::IF as i32);
-        self.asm.restore_flags();
+        self.change_control(1, bit::IF as i32);
     }
 
     /// MOV from a segment register to a general one.
@@ -89,8 +86,8 @@ impl Body<'_> {
 
     /// CMPXCHG16B of what is aligned; it changes ZF only.
     fn compare_exchange_16(&mut self, i: &Instruction) -> Option<()> {
-        let Rm::Index(va, addend, ..) = self.memory(i, Way::Write)? else { return None };
-        self.asm.lea(RDX, Rm::Index(va, addend, 0, 0));
+        let at = self.memory(i, Way::Write)?;
+        self.asm.lea(RDX, at);
         self.asm.save_flags();
         // test dl, 15
         self.asm.raw(&[0xF6, 0xC2, 15]);

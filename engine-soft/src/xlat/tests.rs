@@ -75,6 +75,19 @@ pub(super) fn assembled(emit: impl FnOnce(&mut CodeAssembler) -> Result<(), Iced
     asm.assemble(CODE).expect("code")
 }
 
+/// A loop whose every round has another number in R12.
+fn over_numbers(round: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> Vec<u8> {
+    assembled(|a| {
+        let mut top = a.create_label();
+        a.mov(r12, 0x1234_5678_9ABC_DEF1_u64)?;
+        a.set_label(&mut top)?;
+        a.imul_2(r12, r12)?;
+        a.add(r12, 0x77)?;
+        round(a)?;
+        a.jmp(top)
+    })
+}
+
 /// A bit of everything: calls, memory, flags that live long, high bytes, strings, SSE, atomics.
 fn program() -> Vec<u8> {
     assembled(|a| {
@@ -182,12 +195,7 @@ fn accesses_across_pages_are_the_same() {
 /// Divisions by everything: what fits, what does not, and 0 and -1, whose faults end in a shutdown here.
 #[test]
 fn divisions_are_the_same() {
-    let code = assembled(|a| {
-        let mut top = a.create_label();
-        a.mov(r12, 0x1234_5678_9ABC_DEF1_u64)?;
-        a.set_label(&mut top)?;
-        a.imul_2(r12, r12)?;
-        a.add(r12, 0x77)?;
+    let code = over_numbers(|a| {
         a.mov(rax, r12)?;
         a.cqo()?;
         a.mov(rcx, r12)?;
@@ -214,8 +222,7 @@ fn divisions_are_the_same() {
         a.shr(rax, 1)?;
         a.cqo()?;
         a.idiv(rcx)?;
-        a.sub(r13, rax)?;
-        a.jmp(top)
+        a.sub(r13, rax)
     });
     the_same(&code, 60, None);
     the_same(&assembled(|a| a.div(rcx)), 3, None);
@@ -319,12 +326,7 @@ fn a_device_sees_the_flags_of_the_interpreter() {
 /// Repeated strings of all widths and counts, across pages and of nothing, onto themselves, forwards and backwards.
 #[test]
 fn strings_are_the_same() {
-    let code = assembled(|a| {
-        let mut top = a.create_label();
-        a.mov(r12, 0x1234_5678_9ABC_DEF1_u64)?;
-        a.set_label(&mut top)?;
-        a.imul_2(r12, r12)?;
-        a.add(r12, 0x77)?;
+    let code = over_numbers(|a| {
         for width in [1, 2, 4, 8] {
             for moves in [false, true] {
                 a.mov(rax, r12)?;
@@ -363,8 +365,7 @@ fn strings_are_the_same() {
         a.mov(ecx, 3)?;
         a.lea(rdi, rbx + 0x100)?;
         a.rep().stosq()?;
-        a.cld()?;
-        a.jmp(top)
+        a.cld()
     });
     the_same(&code, 150, None);
     the_same(&code, 60, Some(DATA..DATA + 0x1000));
@@ -512,12 +513,7 @@ fn accesses_that_are_in_two_pages_again_and_again_are_not_grouped() {
 /// Flags on the stack, interrupts masked and not, selectors, bit strings, shifts by CL whose flags are seen, pairs of words.
 #[test]
 fn what_kernels_do_is_the_same() {
-    let code = assembled(|a| {
-        let mut top = a.create_label();
-        a.mov(r12, 0x1234_5678_9ABC_DEF1_u64)?;
-        a.set_label(&mut top)?;
-        a.imul_2(r12, r12)?;
-        a.add(r12, 0x77)?;
+    let code = over_numbers(|a| {
         a.pushfq()?;
         a.pop(r9)?;
         a.cli()?;
@@ -571,8 +567,7 @@ fn what_kernels_do_is_the_same() {
         a.stc()?;
         a.cmpxchg16b(xmmword_ptr(rbx + 0x40))?;
         a.adc(r13, rax)?;
-        a.xor(r13, rdx)?;
-        a.jmp(top)
+        a.xor(r13, rdx)
     });
     the_same(&code, 200, None);
     the_same(&code, 60, Some(DATA..DATA + 0x1000));

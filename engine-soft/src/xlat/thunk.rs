@@ -189,12 +189,11 @@ pub(crate) fn write(origin: u64, execute: Execute, rest: Execute) -> (Vec<u8>, T
         let on = asm.jump(0x84);
         asm.place(on, restored);
     };
-    on(&mut asm, &mut thunks.rest, rest);
-    let around = asm.jump(0xE9);
     on(&mut asm, &mut thunks.execute, execute);
-    asm.land(around);
     let left = asm.here();
     leave(&mut asm);
+    on(&mut asm, &mut thunks.rest, rest);
+    asm.jump_to(left);
 
     for (way, reason) in [
         (&mut thunks.link, reason::LINK),
