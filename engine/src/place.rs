@@ -5,6 +5,8 @@
 //! ([`crate::ExitKind::UnknownPlace`]) where it knows none that fits.
 
 use std::cell::Cell;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// RSP, as [`Trail::registers`] numbers it.
 const RSP: u8 = 4;
@@ -13,8 +15,12 @@ const HEADS: usize = 1 << 10;
 /// As many places are known, and as many in a list; then the oldest is forgotten.
 const PLACES: usize = 1 << 14;
 const LIST: usize = 16;
+/// The number of no place.
+const NONE: u32 = u32::MAX;
 /// Instructions whose last place is at hand.
 const RECENT: usize = 1 << 8;
+/// Places learnt last whose words are looked at for the same.
+const LATELY: usize = 16;
 /// Trails that depend on more than this are not kept.
 const WORDS: usize = 512;
 
@@ -57,10 +63,6 @@ impl Trail {
     fn is_at(&self, rip: u64, gpr: &[u64]) -> bool {
         self.rip == rip && self.registers.iter().all(|&(n, value)| gpr.get(usize::from(n)) == Some(&value))
     }
-
-    fn holds(&self, look: &mut impl FnMut(u64, usize) -> Option<u64>) -> bool {
-        self.words.iter().all(|word| look(word.address, usize::from(word.len)) == word.value)
-    }
 }
 
 /// The places that an engine has been told of.
@@ -71,16 +73,35 @@ pub struct Places {
     next: usize,
     /// Lists of them, the newest last; empty before the first.
     heads: Vec<Vec<u32>>,
-    /// The place where an instruction was last vouched for, by a hash of its address.
+    /// The place where an instruction was last vouched for, or [`NONE`], by a hash of its address.
     recent: Vec<Cell<u32>>,
 }
 
 #[derive(Debug)]
 struct Known {
     number: u32,
+    /// Without its words,
     trail: Trail,
-    /// When its words were last what they were; see [`Places::vouch`].
-    vouched: Cell<u64>,
+    /// which it shares with its neighbours: what a loop's chains were found by is the same.
+    words: Arc<Words>,
+}
+
+/// Words of memory, and when they were last what they were; see [`Places::vouch`].
+#[derive(Debug)]
+struct Words {
+    words: Vec<Word>,
+    vouched: AtomicU64,
+}
+
+impl Words {
+    #[inline]
+    fn are_vouched(&self, now: u64) -> bool {
+        now != 0 && self.vouched.load(Relaxed) == now
+    }
+
+    fn hold(&self, look: &mut impl FnMut(u64, usize) -> Option<u64>) -> bool {
+        self.words.iter().all(|word| look(word.address, usize::from(word.len)) == word.value)
+    }
 }
 
 /// A place that was found.
@@ -94,15 +115,16 @@ pub struct Found {
 impl Places {
     /// Takes note of a place.
     pub fn learn(&mut self, place: Place) {
-        let Some(trail) = place.trail.filter(|trail| trail.words.len() <= WORDS) else { return };
+        let Some(mut trail) = place.trail.filter(|trail| trail.words.len() <= WORDS) else { return };
         if self.heads.is_empty() {
             self.heads = vec![Vec::new(); HEADS];
-            self.recent = vec![Cell::new(0); RECENT];
+            self.recent = vec![Cell::new(NONE); RECENT];
         }
         let id = self.next as u32;
         self.next = (self.next + 1) % PLACES;
         let list = head(trail.rip, trail.stack());
-        let known = Known { number: place.number, trail, vouched: Cell::new(0) };
+        let words = self.shared(std::mem::take(&mut trail.words));
+        let known = Known { number: place.number, trail, words };
         match self.known.get_mut(id as usize) {
             None => self.known.push(known),
             Some(oldest) => {
@@ -113,9 +135,17 @@ impl Places {
         }
         let list = &mut self.heads[list];
         if list.len() >= LIST {
-            list.remove(0);
+            let oldest = list.remove(0);
+            self.recent.iter().filter(|recent| recent.get() == oldest).for_each(|recent| recent.set(NONE));
         }
         list.push(id);
+    }
+
+    /// Such words, of one of the places that were learnt last where that has the same.
+    fn shared(&self, words: Vec<Word>) -> Arc<Words> {
+        let lately = (1..=LATELY).filter_map(|n| self.known.get((self.next + PLACES - n) % PLACES));
+        let same = lately.map(|known| &known.words).find(|known| known.words == words);
+        same.cloned().unwrap_or_else(|| Arc::new(Words { words, vouched: AtomicU64::new(0) }))
     }
 
     /// The place where an instruction is: with these general registers before it, and memory as `look` gives so many bytes,
@@ -129,22 +159,25 @@ impl Places {
         now: u64,
         mut look: impl FnMut(u64, usize) -> Option<u64>,
     ) -> Option<Found> {
+        let mut is_here = |id: u32| {
+            self.known.get(id as usize).is_some_and(|known| {
+                known.trail.is_at(rip, gpr) && (known.words.are_vouched(now) || known.words.hold(&mut look))
+            })
+        };
+        // Nearly always it is where it last was.
+        let last = self.recent.get(recent(rip)).map(Cell::get).filter(|&id| is_here(id));
         let stack = gpr.get(usize::from(RSP)).copied();
         // What a chain without callers is found by does not depend on the stack.
         let lists = [head(rip, stack), head(rip, None)].map(|head| self.heads.get(head));
         let mut ids = lists.into_iter().flatten().flat_map(|list| list.iter().rev()).copied();
-        let id = ids.find(|&id| {
-            self.known.get(id as usize).is_some_and(|known| {
-                known.trail.is_at(rip, gpr) && (known.is_vouched(now) || known.trail.holds(&mut look))
-            })
-        })?;
+        let id = last.or_else(|| ids.find(|&id| is_here(id)))?;
         self.known.get(id as usize).map(|known| Found { id, number: known.number })
     }
 
     /// The place that was found is known to hold until `now` is another number: its words need not be looked at again.
     pub fn vouch(&self, found: Found, now: u64) {
         if let Some(known) = self.known.get(found.id as usize) {
-            known.vouched.set(now);
+            known.words.vouched.store(now, Relaxed);
             if let Some(recent) = self.recent.get(recent(known.trail.rip)) {
                 recent.set(found.id);
             }
@@ -157,7 +190,8 @@ impl Places {
     pub fn recall(&self, rip: u64, gpr: &[u64], now: u64) -> Option<Found> {
         let id = self.recent.get(recent(rip))?.get();
         let known = self.known.get(id as usize)?;
-        (known.is_vouched(now) && known.trail.is_at(rip, gpr)).then_some(Found { id, number: known.number })
+        (known.words.are_vouched(now) && known.trail.is_at(rip, gpr))
+            .then_some(Found { id, number: known.number })
     }
 
     /// The place that was found is known by no other registers than these.
@@ -166,13 +200,6 @@ impl Places {
         self.known
             .get(found.id as usize)
             .is_some_and(|known| known.trail.registers.iter().all(|(n, _)| registers.contains(n)))
-    }
-}
-
-impl Known {
-    #[inline]
-    fn is_vouched(&self, now: u64) -> bool {
-        now != 0 && self.vouched.get() == now
     }
 }
 
@@ -258,6 +285,20 @@ mod tests {
     }
 
     #[test]
+    fn places_found_by_the_same_words_are_vouched_for_together() {
+        let mut places = Places::default();
+        for (rip, value) in [(5, 100), (6, 100), (7, 101)] {
+            let words = vec![Word { address: STACK, len: 8, value: Some(value) }];
+            let trail = Trail { rip, registers: Vec::new(), words };
+            places.learn(Place { number: rip as u32, trail: Some(trail) });
+        }
+        let found = places.find(5, &[0; 16], 3, |_, _| Some(100)).unwrap();
+        places.vouch(found, 3);
+        let find = |rip, now| places.find(rip, &[0; 16], now, |_, _| None).map(|found| found.number);
+        assert_eq!([find(5, 3), find(6, 3), find(7, 3), find(6, 4)], [Some(5), Some(6), None, None]);
+    }
+
+    #[test]
     fn a_place_without_callers_does_not_depend_on_the_stack() {
         let mut places = Places::default();
         let trail = Trail { rip: 5, registers: Vec::new(), words: Vec::new() };
@@ -277,6 +318,12 @@ mod tests {
         assert_eq!(find(&places, 5, (STACK, 7), 0), None, "the oldest");
         assert_eq!(find(&places, 5, (STACK, 7), 1), Some(2));
         assert_eq!(find(&places, 5, (STACK, 7), LIST as u64), Some(LIST as u32 + 1));
+        let gpr: Vec<u64> = (0..16).map(|n| if n == 4 { STACK } else { 7 }).collect();
+        let second = places.find(5, &gpr, 3, |at, _| (at == STACK + 8).then_some(1)).unwrap();
+        places.vouch(second, 3);
+        assert_eq!(places.recall(5, &gpr, 3), Some(second));
+        places.learn(place(99, 99));
+        assert_eq!(places.recall(5, &gpr, 3), None, "forgotten since");
         let mut long = place(1, 0);
         long.trail.iter_mut().for_each(|trail| trail.words = vec![trail.words[0]; WORDS + 1]);
         let mut places = Places::default();
