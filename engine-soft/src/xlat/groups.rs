@@ -265,8 +265,7 @@ impl Body<'_> {
         let Member { group: number, access, added } = member;
         let group = self.groups.groups[number];
         let served = access.size == size as i64 && (group.writes || way == Way::Read);
-        // Stores are logged one by one.
-        if group.members < 2 || !served || self.watching && group.writes {
+        if group.members < 2 || !served {
             return None;
         }
         let disp = access.disp as i32;
@@ -284,6 +283,9 @@ impl Body<'_> {
             self.probing = Some(probed);
         } else {
             self.asm.load(RDX, kept(number));
+        }
+        if way == Way::Write {
+            self.changes();
         }
         let base = self.in_register(PLACES[access.base], RAX);
         Some(Rm::Index(base, RDX, 0, disp))

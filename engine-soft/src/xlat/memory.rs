@@ -112,6 +112,10 @@ impl Body<'_> {
             Address::In(va) => va,
         };
         self.known(at, Rm::Index(RCX, va, 0, size as i32 - 1), way);
+        if way == Way::Write {
+            self.changes();
+            self.goes_on_watched(va);
+        }
         Rm::Index(va, RDX, 0, 0)
     }
 
@@ -128,15 +132,15 @@ impl Body<'_> {
                 Way::Write => offset_of!(Half, write),
             };
         let addends = half + offset_of!(Half, addend);
-        let (va, tag, addend) = match at {
+        let (tag, addend) = match at {
             Address::Known(va) => {
                 let slot = (va >> 12) as usize % SLOTS;
-                (RAX, word(tags + 8 * slot), word(addends + 8 * slot))
+                (word(tags + 8 * slot), word(addends + 8 * slot))
             }
             Address::In(va) => {
                 self.shift_12(4, RDX, va);
                 self.asm.modrm(op2(0xB7), 4, RDX.0, RDX);
-                (va, entry(tags, RDX), entry(addends, RDX))
+                (entry(tags, RDX), entry(addends, RDX))
             }
         };
         self.asm.load(RCX, tag);
@@ -146,11 +150,13 @@ impl Body<'_> {
         self.slow();
         self.asm.land(known);
         self.asm.load(RDX, addend);
-        if way == Way::Write && self.watching {
-            // A store to memory that is not watched.
+    }
+
+    /// A store to memory that is not watched.
+    pub(crate) fn changes(&mut self) {
+        if self.watching {
             self.asm.modrm(super::emit::op(0xC7), 8, 0, word(offset_of!(Frame, unchanged)));
             self.asm.immediate(8, 0);
-            self.goes_on_watched(va);
         }
     }
 
