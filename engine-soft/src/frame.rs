@@ -48,23 +48,42 @@ pub(crate) const GROUPS: usize = 8;
 /// Entries of [`Frame::sites`].
 pub(crate) const QUICK: usize = 256;
 
-/// A site in a page, of which an event was logged and the next ones may be: what they have in common, and by what they are known.
-#[repr(C, align(64))]
-pub(crate) struct Quick {
-    /// The site's number and one.
-    pub(crate) key: u32,
-    /// What [`engine::log::Short::at`] is at the begin of the page.
-    pub(crate) at: u32,
+/// Stores of a run, at most.
+pub(crate) const RUN: usize = 4;
+
+/// Where an event was logged and the next ones may be.
+#[repr(C)]
+pub(crate) struct Spot {
     /// The value of [`Frame::unchanged`].
     pub(crate) unchanged: u64,
     /// RSP, RBP.
     pub(crate) stack: [u64; 2],
     /// What makes an offset in the page of a linear address.
     pub(crate) page: u64,
-    /// The last offset at which the access is within the page.
-    pub(crate) limit: u64,
     /// Host address minus linear address.
     pub(crate) addend: u64,
+}
+
+/// A site in a page, of which an event was logged and the next ones may be: what they have in common, and by what they are known.
+#[repr(C, align(64))]
+pub(crate) struct Quick {
+    pub(crate) spot: Spot,
+    /// The site's number and one.
+    pub(crate) key: u32,
+    /// What [`engine::log::Short::at`] is at the begin of the page.
+    pub(crate) at: u32,
+    /// The last offset at which the access is within the page.
+    pub(crate) limit: u64,
+}
+
+/// The same of a run of stores.
+#[repr(C, align(64))]
+pub(crate) struct Run {
+    pub(crate) spot: Spot,
+    /// The number of the first one's site, and one.
+    pub(crate) key: u32,
+    /// What [`engine::log::Short::at`] is of each where the run's lowest byte is at the begin of the page.
+    pub(crate) at: [u32; RUN],
 }
 
 /// Values of [`Frame::stack`].
@@ -136,6 +155,8 @@ pub(crate) struct Frame {
     pub(crate) jumps: [Jumps; 2],
     /// Sites that translated code logs by itself, by their low bits.
     pub(crate) sites: [Quick; QUICK],
+    /// The same of runs, by their first sites' low bits.
+    pub(crate) runs: [Run; QUICK],
 }
 
 impl Frame {

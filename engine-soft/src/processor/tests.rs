@@ -283,6 +283,23 @@ fn a_function_called_from_two_places_in_a_row_is_at_two_places() {
 }
 
 #[test]
+fn so_it_is_where_its_stores_are_a_run() {
+    // The same, but f: movnti [rbx], rcx; movnti [rbx+8], rcx; ret
+    let code = [
+        &[0xB9, 40, 0, 0, 0][..],
+        &[0xE8, 11, 0, 0, 0, 0xE8, 6, 0, 0, 0],
+        &[0xFF, 0xC9, 0x75, 0xF2, 0xE6, 0x10],
+        &[0x48, 0x0F, 0xC3, 0x0B, 0x48, 0x0F, 0xC3, 0x4B, 8, 0xC3],
+    ]
+    .concat();
+    let (seen, asked) = places(&code, true);
+    assert_eq!(asked, [(21, 10), (25, 10), (21, 15), (25, 15)]);
+    assert_eq!(seen, [(21, 1), (25, 2), (21, 3), (25, 4)].repeat(40));
+    let (seen, asked) = places(&code, false);
+    assert_eq!((seen.len(), asked.len()), (160, 160), "each time");
+}
+
+#[test]
 fn nobody_is_asked_twice() {
     // mov [rbx], rax; out 0x10, al
     let mut guest = Guest::new(1, &[0x48, 0x89, 0x03, 0xE6, 0x10], TELL);

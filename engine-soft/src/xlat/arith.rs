@@ -162,7 +162,7 @@ impl Body<'_> {
             self.asm.modrm(op(0x8B), width, RDX.0, GUEST_RAX);
             self.asm.modrm(op(0xC1), width, 7, RDX);
             self.asm.immediate(1, i32::from(width) * 8 - 1);
-            self.asm.modrm(op(0x3B), width, RDX.0, GUEST_RDX);
+            self.asm.compare(width, RDX, GUEST_RDX);
             let large = self.asm.jump(0x85);
             self.asm.modrm(op(0x8D), width, RDX.0, Rm::Base(RCX, 1));
             self.asm.modrm(op(0x83), width, 7, RDX);
@@ -172,7 +172,7 @@ impl Body<'_> {
             possible
         } else {
             // The quotient has room, and the divisor is not 0.
-            self.asm.modrm(op(0x3B), width, GUEST_RDX.0, RCX);
+            self.asm.compare(width, GUEST_RDX, RCX);
             self.asm.jump(0x82)
         };
         self.asm.restore_flags();

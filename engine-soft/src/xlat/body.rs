@@ -86,6 +86,10 @@ pub(crate) struct Body<'a> {
     slow: Vec<Slow>,
     /// The instruction being translated.
     pub(crate) current: usize,
+    /// Of each instruction that has been translated, where what follows it begins.
+    pub(crate) behind: Vec<Label>,
+    /// What each instruction does that can log that itself.
+    pub(crate) noted: Vec<Option<Noted>>,
     /// Flags that are put right only where they are seen.
     pub(crate) unsettled: Option<Unsettled>,
     /// Accesses that are near one another.
@@ -112,6 +116,7 @@ pub(crate) struct Setting {
 pub(crate) fn translate(source: &Source<'_>, origin: u64, number: usize, setting: Setting) -> Code {
     let forms = decode(source);
     let groups = if setting.alone { Groups::default() } else { Groups::of(&forms) };
+    let noted = if setting.watching { noted(&forms, source.sync) } else { vec![None; forms.len()] };
     let mut body = Body {
         asm: Asm::new(origin),
         thunks: setting.thunks,
@@ -128,6 +133,8 @@ pub(crate) fn translate(source: &Source<'_>, origin: u64, number: usize, setting
         code: source.bytes,
         slow: Vec::new(),
         current: 0,
+        behind: Vec::new(),
+        noted,
         unsettled: None,
         groups,
         probing: None,
@@ -138,8 +145,7 @@ pub(crate) fn translate(source: &Source<'_>, origin: u64, number: usize, setting
     body.ways_out();
     let exits = body.exits.iter().map(|&(jump, target)| (jump.displacement(), target)).collect();
     let falls = body.forms.last().is_some_and(falls);
-    let noted = body.forms.iter().map(noted).collect();
-    Code { bytes: body.asm.bytes().to_vec(), exits, leaves, noted, falls }
+    Code { bytes: body.asm.bytes().to_vec(), exits, leaves, noted: body.noted, falls }
 }
 
 /// The instructions once more, in the decoder's form; an invalid one where the interpreter sees another.
@@ -203,6 +209,7 @@ impl Body<'_> {
                 self.interpret(k, settling);
             }
             let resume = self.asm.here();
+            self.behind.push(resume);
             let rest = self.probing.take();
             for slow in &mut self.slow[slow..] {
                 slow.rest = rest;
@@ -245,9 +252,10 @@ impl Body<'_> {
     /// The access that has last been given a slow path is a store to an address in this register, and goes on here once RDX
     /// makes a host address of that: it can do so from watched memory, where nobody sees flags.
     pub(crate) fn goes_on_watched(&mut self, va: Reg) {
-        let logs = self.forms.get(self.current).and_then(noted).is_some();
         let here = self.asm.here();
-        if let Some(slow) = self.slow.last_mut().filter(|_| logs) {
+        if self.noted[self.current].is_some()
+            && let Some(slow) = self.slow.last_mut()
+        {
             slow.watched = Some((va, here));
         }
     }
@@ -266,6 +274,7 @@ impl Body<'_> {
         for Slow { jump, insn, resume, settling, rest, watched } in std::mem::take(&mut self.slow) {
             self.asm.land(jump);
             if let Some((va, done)) = watched {
+                self.log_run(insn, va);
                 let logged = self.log(insn, va);
                 self.asm.place(logged, done);
             }

@@ -270,6 +270,16 @@ impl Asm {
         self.modrm(op(0x8D), 8, reg.0, rm);
     }
 
+    /// `cmp reg, rm`.
+    pub(crate) fn compare(&mut self, width: u8, reg: Reg, rm: impl Into<Rm>) {
+        self.modrm(op(0x3B), width, reg.0, rm);
+    }
+
+    /// `prefetchw rm`.
+    pub(crate) fn prefetch(&mut self, rm: Rm) {
+        self.modrm(op2(0x0D), 4, 1, rm);
+    }
+
     /// `bswap reg`, 32 or 64 bits.
     pub(crate) fn bswap(&mut self, width: u8, reg: Reg) {
         self.byte(0x40 | u8::from(width == 8) << 3 | reg.0 >> 3);

@@ -22,6 +22,7 @@ mod groups;
 mod memory;
 mod registers;
 mod run;
+mod runs;
 mod stress;
 mod strings;
 mod system;

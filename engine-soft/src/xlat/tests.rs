@@ -38,9 +38,9 @@ fn scatter(cpu: &mut Cpu) {
 }
 
 /// Registers, flags, whether interrupts are held off, instructions, memory, x87 and SSE, events.
-type All = (Vec<u64>, (u64, bool), u64, Vec<u8>, Vec<u8>, Vec<Event>);
+pub(super) type All = (Vec<u64>, (u64, bool), u64, Vec<u8>, Vec<u8>, Vec<Event>);
 
-fn all(cpu: &mut Cpu) -> All {
+pub(super) fn all(cpu: &mut Cpu) -> All {
     let mut memory = vec![0; 0x3000];
     cpu.peek_at(DATA, &mut memory);
     let log = std::mem::take(&mut cpu.shared.log).events().collect::<Vec<_>>();

@@ -78,6 +78,8 @@ pub(crate) struct Thunks {
     pub(crate) jump: u64,
     /// To be called with a site and one in ECX and an address in RDX: see [`super::watched`].
     pub(crate) record: u64,
+    /// The same for a run, with the status flags in [`Frame::flags`]: see [`super::runs`].
+    pub(crate) record_run: u64,
     /// To be called: the x87 registers become the guest's. RCX is lost.
     pub(crate) stack: u64,
 }
@@ -220,6 +222,9 @@ pub(crate) fn write(origin: u64, execute: Execute, rest: Execute) -> (Vec<u8>, T
 
     thunks.record = origin + asm.bytes().len() as u64;
     super::watched::write(&mut asm);
+
+    thunks.record_run = origin + asm.bytes().len() as u64;
+    super::runs::write(&mut asm);
     (asm.bytes().to_vec(), thunks)
 }
 

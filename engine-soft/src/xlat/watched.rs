@@ -23,7 +23,7 @@ use super::memory::Address;
 use super::registers::{GUEST_RSP, PLACES, Place, place};
 use super::thunk::{Departure, FLAGS, HOST_STACK, RESUME, Site, home};
 use crate::cpu::Cpu;
-use crate::frame::{Frame, QUICK, Quick};
+use crate::frame::{Frame, QUICK, Quick, Spot};
 use crate::mmu::property;
 use crate::shared::{Actor, LOG_CAPACITY};
 
@@ -36,9 +36,10 @@ pub(crate) enum Noted {
     Flush(FlushKind),
 }
 
-/// RSP and RBP, as general registers are numbered.
-const GUEST_STACK: u8 = 4;
-const GUEST_FRAME: u8 = 5;
+/// RSP and RBP, as general registers are numbered,
+const STACK: [u8; 2] = [4, 5];
+/// and where they are.
+pub(super) const STACK_PLACES: [Reg; 2] = [GUEST_RSP, RBP];
 
 /// A store that an instruction makes of all its memory operand, or of the word that it pushes, whatever it finds there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,15 +50,29 @@ pub(crate) struct Stored {
     pub(crate) posted: bool,
     /// It is in [`Frame::value`] what is stored.
     pub(crate) told: bool,
+    /// So many follow one another that are logged as a whole ([`super::runs`]), of which it is the first; or 1.
+    pub(crate) run: u8,
 }
 
-/// What an instruction does, if it is such a one.
-pub(crate) fn noted(i: &Instruction) -> Option<Noted> {
+impl Stored {
+    pub(super) fn deed(self) -> Deed {
+        Deed::Store(self.size, if self.posted { StoreKind::NonTemporal } else { StoreKind::Cached })
+    }
+}
+
+/// What each instruction of a block does, if it is such a one. Code does not go on behind the last one of a block with `sync`.
+pub(crate) fn noted(forms: &[Instruction], sync: bool) -> Vec<Option<Noted>> {
+    let mut all: Vec<_> = forms.iter().map(noted_of).collect();
+    super::runs::mark(&forms[..forms.len() - usize::from(sync)], &mut all);
+    all
+}
+
+fn noted_of(i: &Instruction) -> Option<Noted> {
     let posted = matches!(
         i.mnemonic(),
         M::Movnti | M::Movntdq | M::Movntps | M::Movntpd | M::Vmovntdq | M::Vmovntps | M::Vmovntpd
     );
-    let word = Noted::Store(Stored { size: 8, posted: false, told: false });
+    let word = Noted::Store(Stored { size: 8, posted: false, told: false, run: 1 });
     let whole = posted
         || match i.mnemonic() {
             M::Clflush => return Some(Noted::Flush(FlushKind::Clflush)),
@@ -72,7 +87,7 @@ pub(crate) fn noted(i: &Instruction) -> Option<Noted> {
         };
     let size = i.memory_size().size();
     let plain = whole && !i.has_lock_prefix() && i.op0_kind() == OpKind::Memory && (1..=32).contains(&size);
-    plain.then_some(Noted::Store(Stored { size: size as u8, posted, told: tells(i) }))
+    plain.then_some(Noted::Store(Stored { size: size as u8, posted, told: tells(i), run: 1 }))
 }
 
 /// What an instruction stores is an operand: a general register or an immediate.
@@ -86,7 +101,7 @@ impl Body<'_> {
     /// a host address then.
     pub(crate) fn log(&mut self, insn: usize, va: Reg) -> Jump {
         let i = self.forms[insn];
-        if matches!(noted(&i), Some(Noted::Store(Stored { told: true, .. }))) {
+        if matches!(self.noted[insn], Some(Noted::Store(Stored { told: true, .. }))) {
             const VALUE: Rm = word(offset_of!(Frame, value));
             let from = match place(i.op1_register()) {
                 Some(place) => self.in_register(place, RCX),
@@ -121,8 +136,8 @@ fn inner(offset: usize) -> Rm {
     Rm::Base(RSP, offset as i32 - Frame::BASE as i32 + 8)
 }
 
-/// Bytes between an event of the log and what is fetched meanwhile.
-const AHEAD: usize = 512;
+/// Bytes between an event of the log and what is fetched meanwhile: whoever has read the log before has these lines.
+pub(super) const AHEAD: i32 = 512;
 
 /// Bytes of the jump behind a call of [`write()`]'s function.
 const JUMP: i8 = 5;
@@ -138,7 +153,6 @@ pub(super) fn write(asm: &mut Asm) {
         let disp = (offset_of!(Frame, sites) + offset) as i32 - Frame::BASE as i32 + 8;
         Rm::Index(RSP, RBX, 0, disp)
     };
-    let compare = |asm: &mut Asm, width, reg: Reg, with: Rm| asm.modrm(op(0x3B), width, reg.0, with);
     let mut refused = Vec::new();
 
     asm.store(inner(KEPT), RAX);
@@ -148,25 +162,25 @@ pub(super) fn write(asm: &mut Asm) {
     asm.modrm_byte(op2(0xB6), 4, RBX.0, RCX.into());
     asm.modrm(op(0xC1), 4, 4, RBX);
     asm.immediate(1, size_of::<Quick>().trailing_zeros() as i32);
-    compare(asm, 4, RCX, quick(offset_of!(Quick, key)));
+    asm.compare(4, RCX, quick(offset_of!(Quick, key)));
     let unknown = asm.jump(0x85);
     asm.load(RCX, inner(offset_of!(Frame, unchanged)));
-    compare(asm, 8, RCX, quick(offset_of!(Quick, unchanged)));
+    let spot = offset_of!(Quick, spot);
+    asm.compare(8, RCX, quick(spot + offset_of!(Spot, unchanged)));
     refused.push(asm.jump(0x85));
-    for (n, register) in [GUEST_RSP, RBP].into_iter().enumerate() {
-        compare(asm, 8, register, quick(offset_of!(Quick, stack) + 8 * n));
+    for (n, register) in STACK_PLACES.into_iter().enumerate() {
+        asm.compare(8, register, quick(spot + offset_of!(Spot, stack) + 8 * n));
         refused.push(asm.jump(0x85));
     }
     // What comes next in the log, in RCX, and there the event.
     asm.load(RCX, inner(NEXT));
-    compare(asm, 8, RCX, inner(NEXT + 8));
+    asm.compare(8, RCX, inner(NEXT + 8));
     refused.push(asm.jump(0x84));
     let field = |offset: usize| Rm::Base(RCX, offset as i32);
-    // prefetchw: whoever has read the log before has these lines.
-    asm.modrm(op2(0x0D), 4, 1, field(AHEAD));
+    asm.prefetch(Rm::Base(RCX, AHEAD));
     // The offset in the page, in RDX: it is taken back below.
-    asm.modrm(op(0x03), 8, RDX.0, quick(offset_of!(Quick, page)));
-    compare(asm, 8, RDX, quick(offset_of!(Quick, limit)));
+    asm.modrm(op(0x03), 8, RDX.0, quick(spot + offset_of!(Spot, page)));
+    asm.compare(8, RDX, quick(offset_of!(Quick, limit)));
     let beyond = asm.jump(0x87);
     asm.modrm(op(0x03), 4, RDX.0, quick(offset_of!(Quick, at)));
     asm.modrm(op(0x89), 4, RDX.0, field(offset_of!(Short, at)));
@@ -176,7 +190,7 @@ pub(super) fn write(asm: &mut Asm) {
     asm.store(field(offset_of!(Short, data)), RDX);
     asm.lea(RCX, field(size_of::<Short>()));
     asm.store(inner(NEXT), RCX);
-    asm.load(RDX, quick(offset_of!(Quick, addend)));
+    asm.load(RDX, quick(spot + offset_of!(Spot, addend)));
     asm.load(RBX, inner(KEPT + 8));
     asm.restore_flags();
     asm.load(RAX, inner(KEPT));
@@ -184,17 +198,21 @@ pub(super) fn write(asm: &mut Asm) {
 
     asm.land(beyond);
     // sub rdx, page
-    asm.modrm(op(0x2B), 8, RDX.0, quick(offset_of!(Quick, page)));
+    asm.modrm(op(0x2B), 8, RDX.0, quick(spot + offset_of!(Spot, page)));
     refused.into_iter().for_each(|jump| asm.land(jump));
     asm.modrm(op(0x8B), 4, RCX.0, quick(offset_of!(Quick, key)));
     asm.land(unknown);
     asm.load(RBX, inner(KEPT + 8));
     asm.store(inner(offset_of!(Frame, flags)), RAX);
-    write_call(asm);
+    write_call(asm, record);
 }
 
-/// The rest of that function, where it is the function [`record`] that decides.
-fn write_call(asm: &mut Asm) {
+/// Has what translated code is about to do logged: the key of its site, and its linear address. Gives 1 and what is to be
+/// added to the address, or 0.
+pub(super) type Record = extern "sysv64" fn(*mut Cpu, u32, u64) -> Departure;
+
+/// The rest of that function, where another one decides. The status flags are in [`Frame::flags`].
+pub(super) fn write_call(asm: &mut Asm, record: Record) {
     // The return address off the stack first: words are found from where it points.
     asm.modrm(op(0x8F), 4, 0, RESUME);
     asm.load(RAX, CPU);
@@ -214,7 +232,7 @@ fn write_call(asm: &mut Asm) {
     asm.modrm(op(0x8B), 4, RSI.0, RCX);
     asm.load(RBX, RSP);
     asm.load(RSP, HOST_STACK);
-    asm.constant(RAX, record as extern "sysv64" fn(_, _, _) -> _ as usize as u64);
+    asm.constant(RAX, record as usize as u64);
     asm.modrm(op(0xFF), 4, 2, RAX);
     asm.load(RSP, RBX);
     // Where it was not logged, behind the jump: xor eax, 1; imul eax, eax, JUMP; add resume, rax
@@ -239,14 +257,9 @@ fn write_call(asm: &mut Asm) {
     asm.modrm(op(0xFF), 4, 4, RESUME);
 }
 
-/// Has what an instruction does logged: gives 1 and what is to be added to its address, or 0.
 extern "sysv64" fn record(cpu: *mut Cpu, key: u32, va: u64) -> Departure {
     // SAFETY: `run_from` has put the vCPU's address there, and nobody else uses it while translated code runs.
-    let cpu = unsafe { &mut *cpu };
-    cpu.take_log();
-    let addend = cpu.record_site(key, va);
-    cpu.lend_log();
-    Departure { reason: addend.is_some().into(), detail: addend.unwrap_or(0) }
+    unsafe { &mut *cpu }.have_logged(|cpu| cpu.record_site(key, va))
 }
 
 impl Cpu {
@@ -270,46 +283,35 @@ impl Cpu {
         }
     }
 
+    /// Has something logged by a function that gives what is to be added to its address.
+    pub(super) fn have_logged(&mut self, record: impl FnOnce(&mut Self) -> Option<u64>) -> Departure {
+        self.take_log();
+        let addend = record(self);
+        self.lend_log();
+        Departure { reason: addend.is_some().into(), detail: addend.unwrap_or(0) }
+    }
+
     /// Logs what translated code is about to do. Its registers are here, but for RIP and the flags. Gives host address minus
     /// linear address.
     fn record_site(&mut self, key: u32, va: u64) -> Option<u64> {
         let site = Site(key.wrapping_sub(1));
         let now = self.stretch();
         let translator = self.shared.blocks.translator.as_ref()?;
-        let translation = translator.at(site.translation());
-        let part = translator.part(site.translation(), site.part());
-        let (deed, told) = match part.noted? {
+        let (deed, told) = match translator.part(site.translation(), site.part()).noted? {
             Noted::Flush(kind) => (Deed::Flush(kind), true),
-            Noted::Store(Stored { size, posted, told }) => {
-                let kind = if posted { StoreKind::NonTemporal } else { StoreKind::Cached };
-                (Deed::Store(size, kind), told)
-            }
+            Noted::Store(stored) => (stored.deed(), stored.told),
         };
-        let (needs, size) = match deed {
-            Deed::Store(size, _) => (property::WRITE, size),
-            Deed::Flush(_) => (0, 1),
+        let size = match deed {
+            Deed::Store(size, _) => size.into(),
+            Deed::Flush(_) => 0,
         };
-        let undone = translation.block.insns().len() - site.part();
-        let rip = translation.rip.wrapping_add(part.offset.into());
-        let page = self.tlb.known(va).filter(|page| page & needs == needs)? & !0xFFF;
-        if (va & 0xFFF) + u64::from(size) > 0x1000
-            || !self.shared.watch.covers(page)
-            || needs != 0 && self.shared.has_code(page)
-            || self.shared.log_is_full()
-        {
-            return None;
-        }
-        let recalled = self.shared.places.recall(rip, &self.gpr[..16], now).map(|found| found.number);
-        let place = recalled.or_else(|| self.known_place(rip, now))?;
-        let left = self.tlb.frame.remaining;
-        let remaining = self.progress.withheld + left;
-        let instruction = self.shared.retired + self.progress.budget - remaining - undone as u64;
-        let actor = Actor { vcpu: self.id, rip, instruction };
+        let address = self.loggable(va, size)?;
+        let actor = self.actor_at(site)?;
+        let place = self.place_of(actor.rip, now)?;
         self.shared.enter_log(actor, place);
-        let (address, addend) = (page | va & 0xFFF, self.tlb.addend(va));
         let short = told.then(|| {
-            let what = (address, self.tlb.frame.value);
-            self.shared.record_short(actor, place, deed, what, left as u32)
+            let (what, left) = ((address, self.tlb.frame.value), self.tlb.frame.remaining as u32);
+            self.shared.record_short(actor, place, deed, what, left)
         });
         match (short.flatten(), deed) {
             (None, Deed::Store(size, kind)) => self.shared.record_ahead(actor, address, size, kind),
@@ -317,33 +319,71 @@ impl Cpu {
                 self.shared.record(actor, EventKind::Flush { line: address & !63, kind });
             }
             (Some(short), _) => {
-                if self.is_told_by_the_stack(rip, now) {
+                if self.is_told_by_the_stack(actor.rip, now) {
                     self.tlb.frame.sites[key as usize % QUICK] = Quick {
+                        spot: self.spot(va, now),
                         key,
                         at: short.at - (va & 0xFFF) as u32,
-                        unchanged: now,
-                        stack: [self.gpr[usize::from(GUEST_STACK)], self.gpr[usize::from(GUEST_FRAME)]],
-                        page: (va & !0xFFF).wrapping_neg(),
-                        limit: 0x1000 - u64::from(size),
-                        addend,
+                        limit: 0x1000 - size.max(1),
                     };
                 }
             }
         }
-        Some(addend)
+        Some(self.tlb.addend(va))
+    }
+
+    /// The physical address of so many bytes to be stored, or of none and a line to be flushed, if translated code may log that:
+    /// they are watched, in one page, and none of them is code, and the log is not full.
+    pub(super) fn loggable(&self, va: u64, size: u64) -> Option<u64> {
+        let needs = if size == 0 { 0 } else { property::WRITE };
+        let page = self.tlb.known(va).filter(|page| page & needs == needs)? & !0xFFF;
+        let may = (va & 0xFFF) + size <= 0x1000
+            && self.shared.watch.covers(page)
+            && !(size != 0 && self.shared.has_code(page))
+            && !self.shared.log_is_full();
+        may.then_some(page | va & 0xFFF)
+    }
+
+    /// The instruction at a site, which is about to be executed.
+    pub(super) fn actor_at(&self, site: Site) -> Option<Actor> {
+        let translator = self.shared.blocks.translator.as_ref()?;
+        let translation = translator.at(site.translation());
+        let part = translator.part(site.translation(), site.part());
+        let undone = (translation.block.insns().len() - site.part()) as u64;
+        let remaining = self.progress.withheld + self.tlb.frame.remaining;
+        Some(Actor {
+            vcpu: self.id,
+            rip: translation.rip.wrapping_add(part.offset.into()),
+            instruction: self.shared.retired + self.progress.budget - remaining - undone,
+        })
+    }
+
+    /// The number of an instruction's place.
+    pub(super) fn place_of(&mut self, rip: u64, now: u64) -> Option<u32> {
+        let recalled = self.shared.places.recall(rip, &self.gpr[..16], now).map(|found| found.number);
+        recalled.or_else(|| self.known_place(rip, now))
+    }
+
+    /// Where an event at this address is, to translated code.
+    pub(super) fn spot(&self, va: u64, now: u64) -> Spot {
+        Spot {
+            unchanged: now,
+            stack: STACK.map(|n| self.gpr[usize::from(n)]),
+            page: (va & !0xFFF).wrapping_neg(),
+            addend: self.tlb.addend(va),
+        }
     }
 
     /// The place of an instruction is the same as long as nothing but watched memory changes and RSP and RBP are what they are.
-    fn is_told_by_the_stack(&self, rip: u64, now: u64) -> bool {
+    pub(super) fn is_told_by_the_stack(&self, rip: u64, now: u64) -> bool {
         let places = &self.shared.places;
         let recalled = || places.recall(rip, &self.gpr[..16], now);
-        !self.shared.watch.places
-            || recalled().is_some_and(|found| places.is_told_by(found, &[GUEST_STACK, GUEST_FRAME]))
+        !self.shared.watch.places || recalled().is_some_and(|found| places.is_told_by(found, &STACK))
     }
 
     /// The number of the stretch in which nothing but watched memory changes, as far as translated code is concerned. What the
     /// interpreter does ends it, and so does a store of translated code that has a tag.
-    fn stretch(&mut self) -> u64 {
+    pub(super) fn stretch(&mut self) -> u64 {
         if self.tlb.frame.unchanged == 0 {
             self.shared.stretches += 1;
             self.tlb.frame.unchanged = self.shared.stretches;

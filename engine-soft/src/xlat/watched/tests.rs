@@ -182,9 +182,9 @@ fn each_event_has_its_own_bytes() {
 fn only_what_stores_all_of_its_operand_whatever_it_finds() {
     let of = |emit: fn(&mut CodeAssembler) -> Result<(), IcedError>| {
         let code = assembled(emit);
-        noted(&iced_x86::Decoder::new(64, &code, 0).decode())
+        noted_of(&iced_x86::Decoder::new(64, &code, 0).decode())
     };
-    let store = |size, posted, told| Some(Noted::Store(Stored { size, posted, told }));
+    let store = |size, posted, told| Some(Noted::Store(Stored { size, posted, told, run: 1 }));
     assert_eq!(of(|a| a.mov(dword_ptr(rbx), ecx)), store(4, false, true));
     assert_eq!(of(|a| a.mov(qword_ptr(rbx), -5)), store(8, false, true));
     assert_eq!(of(|a| a.mov(byte_ptr(rbx), ah)), store(1, false, false));

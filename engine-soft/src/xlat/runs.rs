@@ -1,0 +1,242 @@
+//! Runs: stores past the cache that follow one another, to addresses that differ by constants. Copies to persistent memory are
+//! made of them, so a run to watched memory is logged as a whole: what would be asked for each store is asked once, and each
+//! costs little more than its event.
+//!
+//! A run comes to its first store's slow path. What cannot be logged as a whole (a page's end, a log without room for all)
+//! is logged store by store, as [`super::watched`] has it.
+
+#![expect(unsafe_code, reason = "translated code calls with the vCPU's address")]
+
+use std::mem::offset_of;
+
+use engine::event::StoreKind;
+use engine::log::Short;
+use iced_x86::{Instruction, Mnemonic, Register};
+
+use super::body::Body;
+use super::emit::{Asm, RAX, RCX, RDX, Reg, Rm, op, word};
+use super::registers::place;
+use super::thunk::{Departure, FLAGS, Site};
+use super::watched::{AHEAD, Noted, STACK_PLACES, Stored, write_call};
+use crate::cpu::Cpu;
+use crate::frame::{Frame, QUICK, RUN, Run, Spot};
+use crate::shared::{Actor, LOG_CAPACITY};
+
+/// Bytes that a run reaches over, at most.
+const REACH: i64 = 512;
+
+/// Tells of each run's first store how many there are. The instructions are those of a block behind which code goes on.
+pub(super) fn mark(forms: &[Instruction], noted: &mut [Option<Noted>]) {
+    let mut first = 0;
+    for n in 1..=forms.len() {
+        let goes_on = n < forms.len() && n - first < RUN && are_near(&forms[first..=n]);
+        if !goes_on {
+            if let Some(Noted::Store(stored)) = &mut noted[first] {
+                stored.run = (n - first) as u8;
+            }
+            first = n;
+        }
+    }
+}
+
+/// They are MOVNTI, with one base, and near one another.
+fn are_near(forms: &[Instruction]) -> bool {
+    let base = forms[0].memory_base();
+    let plain = |i: &Instruction| {
+        i.mnemonic() == Mnemonic::Movnti
+            && i.memory_base() == base
+            && i.memory_index() == Register::None
+            && !matches!(i.segment_prefix(), Register::FS | Register::GS)
+    };
+    base.is_gpr64() && forms.iter().all(plain) && Extent::of(forms).is_some()
+}
+
+/// What a run reaches, from its base on.
+#[derive(Debug, Clone, Copy)]
+struct Extent {
+    low: i32,
+    len: i32,
+}
+
+impl Extent {
+    fn of(forms: &[Instruction]) -> Option<Self> {
+        let begins = forms.iter().map(|i| i.memory_displacement64() as i64);
+        let ends = forms.iter().map(|i| i.memory_displacement64() as i64 + i.memory_size().size() as i64);
+        let (low, high) = (begins.min()?, ends.max()?);
+        let len = high.checked_sub(low).filter(|&len| len <= REACH)?;
+        Some(Self { low: low.try_into().ok()?, len: len as i32 })
+    }
+}
+
+impl Body<'_> {
+    /// Logs and does a run whose first store has come to its slow path with its address in a register, and goes on behind it.
+    /// What follows is for when that cannot be.
+    pub(crate) fn log_run(&mut self, insn: usize, va: Reg) {
+        let Some(Noted::Store(Stored { run, .. })) = self.noted[insn] else { return };
+        let forms = self.forms[insn..insn + usize::from(run)].to_vec();
+        let places: Option<Vec<_>> = forms.iter().map(|i| place(i.op1_register())).collect();
+        let (Some(Extent { low, len }), Some(places), Some(base)) =
+            (Extent::of(&forms), places, place(forms[0].memory_base()))
+        else {
+            return;
+        };
+        if forms.len() < 2 {
+            return;
+        }
+        let key = Site::new(self.number, insn).0 + 1;
+        let entry = offset_of!(Frame, runs) + key as usize % QUICK * size_of::<Run>();
+        let known = |offset: usize| word(entry + offset);
+        let mut refused = Vec::new();
+
+        self.asm.save_flags();
+        self.asm.store(FLAGS, RAX);
+        self.asm.modrm(op(0x81), 4, 7, known(offset_of!(Run, key)));
+        self.asm.immediate(4, key as i32);
+        refused.push(self.asm.jump(0x85));
+        let spot = offset_of!(Run, spot);
+        self.asm.load(RCX, word(offset_of!(Frame, unchanged)));
+        self.asm.compare(8, RCX, known(spot + offset_of!(Spot, unchanged)));
+        refused.push(self.asm.jump(0x85));
+        for (n, register) in STACK_PLACES.into_iter().enumerate() {
+            self.asm.compare(8, register, known(spot + offset_of!(Spot, stack) + 8 * n));
+            refused.push(self.asm.jump(0x85));
+        }
+        // The offset in the page, in RCX.
+        let from = self.in_register(base, RCX);
+        self.asm.lea(RCX, Rm::Base(from, low));
+        self.asm.modrm(op(0x03), 8, RCX.0, known(spot + offset_of!(Spot, page)));
+        self.asm.modrm(op(0x81), 8, 7, RCX);
+        self.asm.immediate(8, 0x1000 - len);
+        refused.push(self.asm.jump(0x87));
+        // What comes next in the log, in RDX.
+        let next = word(offset_of!(Frame, log) + 8);
+        self.asm.load(RDX, next);
+        self.asm.lea(RAX, Rm::Base(RDX, (forms.len() * size_of::<Short>()) as i32));
+        self.asm.compare(8, RAX, word(offset_of!(Frame, log) + 16));
+        refused.push(self.asm.jump(0x87));
+        self.asm.store(next, RAX);
+        self.asm.prefetch(Rm::Base(RDX, AHEAD));
+        // What the last two fields of an event are but for its `at`, in RCX.
+        self.asm.modrm(op(0x8B), 4, RAX.0, word(offset_of!(Frame, remaining)));
+        self.asm.modrm(op(0xC1), 8, 4, RAX);
+        self.asm.immediate(1, 32);
+        self.asm.modrm(op(0x0B), 8, RCX.0, RAX);
+        for (n, &place) in places.iter().enumerate() {
+            let event = n * size_of::<Short>();
+            let field = |offset: usize| Rm::Base(RDX, (event + offset) as i32);
+            self.asm.modrm(op(0x8B), 4, RAX.0, known(offset_of!(Run, at) + 4 * n));
+            self.asm.modrm(op(0x03), 8, RAX.0, RCX);
+            self.asm.store(field(offset_of!(Short, at)), RAX);
+            let value = self.in_register(place, RAX);
+            self.asm.store(field(offset_of!(Short, data)), value);
+        }
+        self.asm.load(RDX, known(spot + offset_of!(Spot, addend)));
+        self.asm.load(RAX, FLAGS);
+        self.asm.restore_flags();
+
+        let logged = self.asm.here();
+        let from = self.in_register(base, RAX);
+        for (i, &place) in forms.iter().zip(&places) {
+            let value = self.in_register(place, RCX);
+            let to = Rm::Index(from, RDX, 0, i.memory_displacement64() as i32);
+            self.asm.modrm(op(0x89), i.memory_size().size() as u8, value.0, to);
+        }
+        self.asm.jump_to(self.behind[insn + forms.len() - 1]);
+
+        refused.into_iter().for_each(|jump| self.asm.land(jump));
+        let from = self.in_register(base, RDX);
+        self.asm.lea(RDX, Rm::Base(from, low));
+        self.asm.constant(RCX, key.into());
+        self.asm.go(0xE8, self.thunks.record_run);
+        self.asm.jump_to(logged);
+        if va == RAX {
+            let from = self.in_register(base, RAX);
+            self.asm.lea(RAX, Rm::Base(from, forms[0].memory_displacement64() as i32));
+        }
+    }
+}
+
+/// A function of translated code, as [`super::watched::write`]'s, for a run. Its address is that of the run's lowest byte.
+pub(super) fn write(asm: &mut Asm) {
+    write_call(asm, record);
+}
+
+extern "sysv64" fn record(cpu: *mut Cpu, key: u32, va: u64) -> Departure {
+    // SAFETY: `run_from` has put the vCPU's address there, and nobody else uses it while translated code runs.
+    unsafe { &mut *cpu }.have_logged(|cpu| cpu.record_run(key, va))
+}
+
+/// A store of a run that is about to be made.
+#[derive(Debug, Clone, Copy)]
+struct Due {
+    actor: Actor,
+    place: u32,
+    stored: Stored,
+    /// Bytes from the run's lowest.
+    offset: u64,
+    data: u64,
+}
+
+impl Cpu {
+    /// Logs all stores of a run, or none of them.
+    fn record_run(&mut self, key: u32, va: u64) -> Option<u64> {
+        let now = self.stretch();
+        let run = self.run_of(key, now)?;
+        let len = run.iter().map(|due| due.offset + u64::from(due.stored.size)).max()?;
+        let address = self.loggable(va, len)?;
+        if self.shared.log.len() + run.len() > LOG_CAPACITY {
+            return None;
+        }
+        let (spot, left) = (self.spot(va, now), self.tlb.frame.remaining as u32);
+        let mut at = [0; RUN];
+        let mut all = true;
+        for (at, &Due { actor, place, stored, offset, data }) in at.iter_mut().zip(&run) {
+            self.shared.enter_log(actor, place);
+            let what = (address + offset, data);
+            match self.shared.record_short(actor, place, stored.deed(), what, left) {
+                Some(short) => *at = short.at - (va & 0xFFF) as u32,
+                None => {
+                    all = false;
+                    let bytes = &data.to_le_bytes()[..stored.size.into()];
+                    self.shared.record_store(actor, address + offset, bytes, StoreKind::NonTemporal);
+                }
+            }
+        }
+        if all {
+            self.tlb.frame.runs[key as usize % QUICK] = Run { spot, key, at };
+        }
+        Some(self.tlb.addend(va))
+    }
+
+    /// The stores of a run, all of whose places are known, and will be as long as the stack is what it is.
+    fn run_of(&mut self, key: u32, now: u64) -> Option<Vec<Due>> {
+        let first = Site(key.wrapping_sub(1));
+        let translator = self.shared.blocks.translator.as_ref()?;
+        let block = translator.at(first.translation()).block;
+        let noted = |n| translator.part(first.translation(), first.part() + n).noted;
+        let stored = |n| match noted(n) {
+            Some(Noted::Store(stored)) => Some(stored),
+            _ => None,
+        };
+        let count = usize::from(stored(0)?.run);
+        let all = (0..count).map(stored).collect::<Option<Vec<_>>>()?;
+        let insns = &block.insns()[first.part()..][..count];
+        let low = insns.iter().map(|insn| insn.disp as i64).min()?;
+        let mut run = Vec::with_capacity(count);
+        for (n, (insn, stored)) in insns.iter().zip(all).enumerate() {
+            let actor = self.actor_at(Site(first.0 + n as u32))?;
+            let place = self.place_of(actor.rip, now)?;
+            if !self.is_told_by_the_stack(actor.rip, now) {
+                return None;
+            }
+            let (offset, data) = ((insn.disp as i64 - low) as u64, self.gpr[usize::from(insn.r[1])]);
+            run.push(Due { actor, place, stored, offset, data });
+        }
+        Some(run)
+    }
+}
+
+const _: () = assert!(offset_of!(Short, left) == offset_of!(Short, at) + 4);
+
+#[cfg(test)]
+mod tests;
