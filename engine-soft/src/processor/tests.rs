@@ -300,6 +300,35 @@ fn so_it_is_where_its_stores_are_a_run() {
 }
 
 #[test]
+fn an_instruction_with_another_stack_is_at_another_place() {
+    // mov ecx, 40; 1: the stores; xor rsp, 8; dec ecx; jnz 1b; out 0x10, al
+    let there = |stores: &[u8]| {
+        let back = (-8 - stores.len() as i8).to_le_bytes();
+        let ends = [&[0x48, 0x83, 0xF4, 8, 0xFF, 0xC9, 0x75][..], &back, &[0xE6, 0x10]].concat();
+        places(&[&[0xB9, 40, 0, 0, 0], stores, &ends].concat(), true).0
+    };
+    // mov [rbx], ecx
+    assert_eq!(there(&[0x89, 0x0B]), [(5, 1), (5, 2)].repeat(20));
+    // movnti [rbx], rcx; movnti [rbx+8], rcx
+    let run = [0x48, 0x0F, 0xC3, 0x0B, 0x48, 0x0F, 0xC3, 0x4B, 8];
+    assert_eq!(there(&run), [(5, 1), (9, 2), (5, 3), (9, 4)].repeat(20));
+}
+
+#[test]
+fn a_run_that_changes_what_its_places_are_known_by_is_at_many() {
+    // lea rsp, [rbx+256]; mov ecx, 40; 1: movnti [rsp], rcx; movnti [rsp+8], rcx; dec ecx; jnz 1b; out 0x10, al
+    let code = [
+        &[0x48, 0x8D, 0xA3, 0, 1, 0, 0, 0xB9, 40, 0, 0, 0][..],
+        &[0x48, 0x0F, 0xC3, 0x0C, 0x24, 0x48, 0x0F, 0xC3, 0x4C, 0x24, 8],
+        &[0xFF, 0xC9, 0x75, 0xF1, 0xE6, 0x10],
+    ]
+    .concat();
+    let (seen, _) = places(&code, true);
+    let expected: Vec<_> = (1..=80).map(|n| (if n % 2 == 1 { 12 } else { 17 }, n)).collect();
+    assert_eq!(seen, expected);
+}
+
+#[test]
 fn nobody_is_asked_twice() {
     // mov [rbx], rax; out 0x10, al
     let mut guest = Guest::new(1, &[0x48, 0x89, 0x03, 0xE6, 0x10], TELL);

@@ -15,15 +15,13 @@ const PAGE: std::ops::Range<u64> = DATA..DATA + 0x1000;
 /// Runs of all kinds, from the page before into the watched one and beyond it, flags alive across them, the stack here and there.
 fn runs() -> Vec<u8> {
     assembled(|a| {
-        let (mut top, mut past) = (a.create_label(), a.create_label());
+        let (mut top, mut out, mut into) = (a.create_label(), a.create_label(), a.create_label());
         a.mov(r13, rsp)?;
         a.set_label(&mut top)?;
         a.inc(rax)?;
-        a.lea(rdi, rbx + 0xF20)?;
-        a.lea(r10, rbx - 0x38)?;
-        a.lea(r12, rbx + rax * 8)?;
+        a.lea(rdi, rbx + rax + 0xE80)?;
         a.mov(ecx, 12)?;
-        a.set_label(&mut past)?;
+        a.set_label(&mut out)?;
         a.imul_3(r9, rdi, 0x1234_5671)?;
         a.add(r9, rax)?;
         // As copies have it; a fifth is another run's first.
@@ -31,31 +29,36 @@ fn runs() -> Vec<u8> {
         a.movnti(qword_ptr(rdi + 8), rdi)?;
         a.movnti(qword_ptr(rdi + 16), r15)?;
         a.movnti(qword_ptr(rdi + 24), r9)?;
-        a.movnti(qword_ptr(rdi + 32), rax)?;
-        a.movnti(dword_ptr(rdi + 36), r9d)?;
+        a.movnti(qword_ptr(rdi + 4), rax)?;
+        a.movnti(dword_ptr(rdi + 8), r9d)?;
         a.adc(r11, 3)?;
         a.setp(dl)?;
-        // A base in the frame; out of order, over one another, and some way below.
-        a.movnti(qword_ptr(r10 + 8), r10)?;
-        a.movnti(dword_ptr(r10 - 16), edx)?;
-        a.movnti(qword_ptr(r10 + 4), r11)?;
-        a.rcl(r11, 1)?;
-        a.movnti(dword_ptr(r10), ecx)?;
-        a.movnti(dword_ptr(r10), r11d)?;
-        a.movnti(qword_ptr(r10 - 200), rdx)?;
         // Not of one run: another base, an index, another instruction between.
-        a.movnti(qword_ptr(r12), rcx)?;
         a.movnti(qword_ptr(rbx + 0x200), rcx)?;
+        a.movnti(qword_ptr(rdi), rcx)?;
         a.movnti(qword_ptr(rbx + rcx * 8 + 0x300), r9)?;
         a.mov(qword_ptr(rbx + 0x208), r9)?;
         a.movnti(qword_ptr(rbx + 0x210), r11)?;
         a.lea(rsp, rsp + rcx * 8)?;
         a.xor(rbp, rcx)?;
         a.lea(rdi, rdi + 32)?;
-        a.lea(r10, r10 + 12)?;
         a.dec(ecx)?;
-        a.jne(past)?;
+        a.jne(out)?;
         a.mov(rsp, r13)?;
+        a.lea(r10, rbx + rax - 0x80)?;
+        a.mov(ecx, 16)?;
+        a.set_label(&mut into)?;
+        a.imul_3(r11, r10, 0x1234_5671)?;
+        // A base in the frame; out of order, over one another.
+        a.movnti(qword_ptr(r10 + 8), r10)?;
+        a.movnti(dword_ptr(r10 - 16), edx)?;
+        a.movnti(qword_ptr(r10 + 4), r11)?;
+        a.rcl(r11, 1)?;
+        a.movnti(dword_ptr(r10), ecx)?;
+        a.movnti(dword_ptr(r10), r11d)?;
+        a.lea(r10, r10 + 13)?;
+        a.dec(ecx)?;
+        a.jne(into)?;
         a.sfence()?;
         a.and(eax, 0x7F)?;
         a.jmp(top)
@@ -140,6 +143,7 @@ fn runs_beyond_the_last_origin_are_no_loss() {
     }
     assert_eq!(a.shared.log.len(), 4 * 1700);
     assert!(a.shared.log.rips().count() > 4095);
+    assert_eq!((a.run(900), b.run(900)), (Stop::Budget, Stop::Budget));
     assert_eq!(all(&mut a), all(&mut b));
 }
 
