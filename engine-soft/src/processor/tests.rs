@@ -315,6 +315,28 @@ fn an_instruction_with_another_stack_is_at_another_place() {
 }
 
 #[test]
+fn stores_beside_watched_memory_may_change_what_places_are_known_by() {
+    // mov ecx, 40; 1: mov [rbx], ecx; mov [rsp], rcx; mov [rsp+8], rcx; dec ecx; jnz 1b; out 0x10, al
+    let near = [
+        &[0xB9, 40, 0, 0, 0, 0x89, 0x0B][..],
+        &[0x48, 0x89, 0x0C, 0x24, 0x48, 0x89, 0x4C, 0x24, 8],
+        &[0xFF, 0xC9, 0x75, 0xF1, 0xE6, 0x10],
+    ]
+    .concat();
+    // mov edx, 40; 1: mov [rbx], edx; lea rdi, [rsp]; mov eax, edx; mov ecx, 1; rep stosq; dec edx; jnz 1b; xor eax, eax;
+    // out 0x10, al
+    let string = [
+        &[0xBA, 40, 0, 0, 0, 0x89, 0x13][..],
+        &[0x48, 0x8D, 0x3C, 0x24, 0x89, 0xD0, 0xB9, 1, 0, 0, 0, 0xF3, 0x48, 0xAB],
+        &[0xFF, 0xCA, 0x75, 0xEC, 0x31, 0xC0, 0xE6, 0x10],
+    ]
+    .concat();
+    let expected: Vec<_> = (1..=40).map(|n| (5, n)).collect();
+    assert_eq!(places(&near, true).0, expected);
+    assert_eq!(places(&string, true).0, expected);
+}
+
+#[test]
 fn a_run_that_changes_what_its_places_are_known_by_is_at_many() {
     // lea rsp, [rbx+256]; mov ecx, 40; 1: movnti [rsp], rcx; movnti [rsp+8], rcx; dec ecx; jnz 1b; out 0x10, al
     let code = [

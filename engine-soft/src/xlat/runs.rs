@@ -14,10 +14,10 @@ use engine::log::Short;
 use iced_x86::{Instruction, Mnemonic, Register};
 
 use super::body::Body;
-use super::emit::{Asm, RAX, RCX, RDX, Reg, Rm, op, word};
-use super::registers::place;
+use super::emit::{Asm, Jump, RAX, RCX, RDX, Reg, Rm, op, word};
+use super::registers::{Place, place};
 use super::thunk::{Departure, FLAGS, Site};
-use super::watched::{AHEAD, Noted, STACK_PLACES, Stored, write_call};
+use super::watched::{AHEAD, Noted, Stored, compare_spot, write_call};
 use crate::cpu::Cpu;
 use crate::frame::{Frame, QUICK, RUN, Run, Spot};
 use crate::shared::{Actor, LOG_CAPACITY};
@@ -68,93 +68,113 @@ impl Extent {
     }
 }
 
+/// A run to be translated.
+#[derive(Debug)]
+struct Form {
+    base: Place,
+    extent: Extent,
+    stores: Vec<Store>,
+}
+
+/// One of its stores.
+#[derive(Debug, Clone, Copy)]
+struct Store {
+    value: Place,
+    size: u8,
+    disp: i32,
+}
+
+impl Form {
+    fn of(forms: &[Instruction]) -> Option<Self> {
+        let store = |i: &Instruction| {
+            let (size, disp) = (i.memory_size().size() as u8, i.memory_displacement64() as i32);
+            Some(Store { value: place(i.op1_register())?, size, disp })
+        };
+        let stores = forms.iter().map(store).collect::<Option<_>>()?;
+        Some(Self { base: place(forms[0].memory_base())?, extent: Extent::of(forms)?, stores })
+    }
+}
+
 impl Body<'_> {
-    /// Logs and does a run whose first store has come to its slow path with its address in a register, and goes on behind it.
+    /// Logs and makes a run whose first store has come to its slow path with its address in a register, and goes on behind it.
     /// What follows is for when that cannot be.
     pub(crate) fn log_run(&mut self, insn: usize, va: Reg) {
-        let Some(Noted::Store(Stored { run, .. })) = self.noted[insn] else { return };
-        let forms = self.forms[insn..insn + usize::from(run)].to_vec();
-        let places: Option<Vec<_>> = forms.iter().map(|i| place(i.op1_register())).collect();
-        let (Some(Extent { low, len }), Some(places), Some(base)) =
-            (Extent::of(&forms), places, place(forms[0].memory_base()))
-        else {
-            return;
-        };
-        if forms.len() < 2 {
-            return;
-        }
+        let Some(Noted::Store(Stored { run: count @ 2.., .. })) = self.noted[insn] else { return };
+        let end = insn + usize::from(count);
+        let Some(run) = Form::of(&self.forms[insn..end]) else { return };
         let key = Site::new(self.number, insn).0 + 1;
-        let entry = offset_of!(Frame, runs) + key as usize % QUICK * size_of::<Run>();
-        let known = |offset: usize| word(entry + offset);
-        let mut refused = Vec::new();
 
         self.asm.save_flags();
         self.asm.store(FLAGS, RAX);
-        self.asm.modrm(op(0x81), 4, 7, known(offset_of!(Run, key)));
-        self.asm.immediate(4, key as i32);
-        refused.push(self.asm.jump(0x85));
-        let spot = offset_of!(Run, spot);
-        self.asm.load(RCX, word(offset_of!(Frame, unchanged)));
-        self.asm.compare(8, RCX, known(spot + offset_of!(Spot, unchanged)));
-        refused.push(self.asm.jump(0x85));
-        for (n, register) in STACK_PLACES.into_iter().enumerate() {
-            self.asm.compare(8, register, known(spot + offset_of!(Spot, stack) + 8 * n));
-            refused.push(self.asm.jump(0x85));
-        }
-        // The offset in the page, in RCX.
-        let from = self.in_register(base, RCX);
-        self.asm.lea(RCX, Rm::Base(from, low));
-        self.asm.modrm(op(0x03), 8, RCX.0, known(spot + offset_of!(Spot, page)));
-        self.asm.modrm(op(0x81), 8, 7, RCX);
-        self.asm.immediate(8, 0x1000 - len);
-        refused.push(self.asm.jump(0x87));
-        // What comes next in the log, in RDX.
-        let next = word(offset_of!(Frame, log) + 8);
-        self.asm.load(RDX, next);
-        self.asm.lea(RAX, Rm::Base(RDX, (forms.len() * size_of::<Short>()) as i32));
-        self.asm.compare(8, RAX, word(offset_of!(Frame, log) + 16));
-        refused.push(self.asm.jump(0x87));
-        self.asm.store(next, RAX);
-        self.asm.prefetch(Rm::Base(RDX, AHEAD));
-        // What the last two fields of an event are but for its `at`, in RCX.
-        self.asm.modrm(op(0x8B), 4, RAX.0, word(offset_of!(Frame, remaining)));
-        self.asm.modrm(op(0xC1), 8, 4, RAX);
-        self.asm.immediate(1, 32);
-        self.asm.modrm(op(0x0B), 8, RCX.0, RAX);
-        for (n, &place) in places.iter().enumerate() {
-            let event = n * size_of::<Short>();
-            let field = |offset: usize| Rm::Base(RDX, (event + offset) as i32);
-            self.asm.modrm(op(0x8B), 4, RAX.0, known(offset_of!(Run, at) + 4 * n));
-            self.asm.modrm(op(0x03), 8, RAX.0, RCX);
-            self.asm.store(field(offset_of!(Short, at)), RAX);
-            let value = self.in_register(place, RAX);
-            self.asm.store(field(offset_of!(Short, data)), value);
-        }
-        self.asm.load(RDX, known(spot + offset_of!(Spot, addend)));
+        let refused = self.log_all(&run, key);
         self.asm.load(RAX, FLAGS);
         self.asm.restore_flags();
-
         let logged = self.asm.here();
-        let from = self.in_register(base, RAX);
-        for (i, &place) in forms.iter().zip(&places) {
-            let value = self.in_register(place, RCX);
-            let to = Rm::Index(from, RDX, 0, i.memory_displacement64() as i32);
-            self.asm.modrm(op(0x89), i.memory_size().size() as u8, value.0, to);
+        let base = self.in_register(run.base, RAX);
+        for &Store { value, size, disp } in &run.stores {
+            let value = self.in_register(value, RCX);
+            self.asm.modrm(op(0x89), size, value.0, Rm::Index(base, RDX, 0, disp));
         }
-        self.asm.jump_to(self.behind[insn + forms.len() - 1]);
+        self.asm.jump_to(self.behind[end - 1]);
 
         refused.into_iter().for_each(|jump| self.asm.land(jump));
-        let from = self.in_register(base, RDX);
-        self.asm.lea(RDX, Rm::Base(from, low));
+        let base = self.in_register(run.base, RDX);
+        self.asm.lea(RDX, Rm::Base(base, run.extent.low));
         self.asm.constant(RCX, key.into());
         self.asm.go(0xE8, self.thunks.record_run);
         self.asm.jump_to(logged);
         if va == RAX {
-            let from = self.in_register(base, RAX);
-            self.asm.lea(RAX, Rm::Base(from, forms[0].memory_displacement64() as i32));
+            let base = self.in_register(run.base, RAX);
+            self.asm.lea(RAX, Rm::Base(base, run.stores[0].disp));
         }
     }
+
+    /// Logs all stores of a run like those that [`Cpu::record_run`] has logged there before: in RDX is what makes host addresses
+    /// then. Gives jumps for where that cannot be.
+    fn log_all(&mut self, run: &Form, key: u32) -> Vec<Jump> {
+        const NEXT: usize = offset_of!(Frame, log) + 8;
+        let known =
+            |offset: usize| word(offset_of!(Frame, runs) + key as usize % QUICK * size_of::<Run>() + offset);
+        let spot = |offset: usize| known(offset_of!(Run, spot) + offset);
+
+        self.asm.modrm(op(0x81), 4, 7, known(offset_of!(Run, key)));
+        self.asm.immediate(4, key as i32);
+        let mut refused = vec![self.asm.jump(0x85)];
+        refused.extend(compare_spot(&mut self.asm, word(offset_of!(Frame, unchanged)), spot));
+        // The offset in the page, in RCX.
+        let base = self.in_register(run.base, RCX);
+        self.asm.lea(RCX, Rm::Base(base, run.extent.low));
+        self.asm.modrm(op(0x03), 8, RCX.0, spot(offset_of!(Spot, page)));
+        self.asm.modrm(op(0x81), 8, 7, RCX);
+        self.asm.immediate(8, 0x1000 - run.extent.len);
+        refused.push(self.asm.jump(0x87));
+        // What comes next in the log, in RDX.
+        self.asm.load(RDX, word(NEXT));
+        self.asm.lea(RAX, Rm::Base(RDX, (run.stores.len() * size_of::<Short>()) as i32));
+        self.asm.compare(8, RAX, word(NEXT + 8));
+        refused.push(self.asm.jump(0x87));
+        self.asm.store(word(NEXT), RAX);
+        self.asm.prefetch(Rm::Base(RDX, AHEAD));
+        // `Short::left`, above the offset.
+        self.asm.modrm(op(0x8B), 4, RAX.0, word(offset_of!(Frame, remaining)));
+        self.asm.modrm(op(0xC1), 8, 4, RAX);
+        self.asm.immediate(1, 32);
+        self.asm.modrm(op(0x0B), 8, RCX.0, RAX);
+        for (n, store) in run.stores.iter().enumerate() {
+            let field = |offset: usize| Rm::Base(RDX, (n * size_of::<Short>() + offset) as i32);
+            self.asm.modrm(op(0x8B), 4, RAX.0, known(offset_of!(Run, at) + 4 * n));
+            self.asm.modrm(op(0x03), 8, RAX.0, RCX);
+            self.asm.store(field(offset_of!(Short, at)), RAX);
+            let value = self.in_register(store.value, RAX);
+            self.asm.store(field(offset_of!(Short, data)), value);
+        }
+        self.asm.load(RDX, spot(offset_of!(Spot, addend)));
+        refused
+    }
 }
+
+// The two are written as one word.
+const _: () = assert!(offset_of!(Short, left) == offset_of!(Short, at) + 4);
 
 /// A function of translated code, as [`super::watched::write`]'s, for a run. Its address is that of the run's lowest byte.
 pub(super) fn write(asm: &mut Asm) {
@@ -235,8 +255,6 @@ impl Cpu {
         Some(run)
     }
 }
-
-const _: () = assert!(offset_of!(Short, left) == offset_of!(Short, at) + 4);
 
 #[cfg(test)]
 mod tests;

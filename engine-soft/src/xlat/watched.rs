@@ -39,7 +39,7 @@ pub(crate) enum Noted {
 /// RSP and RBP, as general registers are numbered,
 const STACK: [u8; 2] = [4, 5];
 /// and where they are.
-pub(super) const STACK_PLACES: [Reg; 2] = [GUEST_RSP, RBP];
+const STACK_PLACES: [Reg; 2] = [GUEST_RSP, RBP];
 
 /// A store that an instruction makes of all its memory operand, or of the word that it pushes, whatever it finds there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -153,7 +153,6 @@ pub(super) fn write(asm: &mut Asm) {
         let disp = (offset_of!(Frame, sites) + offset) as i32 - Frame::BASE as i32 + 8;
         Rm::Index(RSP, RBX, 0, disp)
     };
-    let mut refused = Vec::new();
 
     asm.store(inner(KEPT), RAX);
     asm.save_flags();
@@ -164,14 +163,8 @@ pub(super) fn write(asm: &mut Asm) {
     asm.immediate(1, size_of::<Quick>().trailing_zeros() as i32);
     asm.compare(4, RCX, quick(offset_of!(Quick, key)));
     let unknown = asm.jump(0x85);
-    asm.load(RCX, inner(offset_of!(Frame, unchanged)));
-    let spot = offset_of!(Quick, spot);
-    asm.compare(8, RCX, quick(spot + offset_of!(Spot, unchanged)));
-    refused.push(asm.jump(0x85));
-    for (n, register) in STACK_PLACES.into_iter().enumerate() {
-        asm.compare(8, register, quick(spot + offset_of!(Spot, stack) + 8 * n));
-        refused.push(asm.jump(0x85));
-    }
+    let spot = |offset: usize| quick(offset_of!(Quick, spot) + offset);
+    let mut refused = compare_spot(asm, inner(offset_of!(Frame, unchanged)), spot).to_vec();
     // What comes next in the log, in RCX, and there the event.
     asm.load(RCX, inner(NEXT));
     asm.compare(8, RCX, inner(NEXT + 8));
@@ -179,7 +172,7 @@ pub(super) fn write(asm: &mut Asm) {
     let field = |offset: usize| Rm::Base(RCX, offset as i32);
     asm.prefetch(Rm::Base(RCX, AHEAD));
     // The offset in the page, in RDX: it is taken back below.
-    asm.modrm(op(0x03), 8, RDX.0, quick(spot + offset_of!(Spot, page)));
+    asm.modrm(op(0x03), 8, RDX.0, spot(offset_of!(Spot, page)));
     asm.compare(8, RDX, quick(offset_of!(Quick, limit)));
     let beyond = asm.jump(0x87);
     asm.modrm(op(0x03), 4, RDX.0, quick(offset_of!(Quick, at)));
@@ -190,7 +183,7 @@ pub(super) fn write(asm: &mut Asm) {
     asm.store(field(offset_of!(Short, data)), RDX);
     asm.lea(RCX, field(size_of::<Short>()));
     asm.store(inner(NEXT), RCX);
-    asm.load(RDX, quick(spot + offset_of!(Spot, addend)));
+    asm.load(RDX, spot(offset_of!(Spot, addend)));
     asm.load(RBX, inner(KEPT + 8));
     asm.restore_flags();
     asm.load(RAX, inner(KEPT));
@@ -198,13 +191,26 @@ pub(super) fn write(asm: &mut Asm) {
 
     asm.land(beyond);
     // sub rdx, page
-    asm.modrm(op(0x2B), 8, RDX.0, quick(spot + offset_of!(Spot, page)));
+    asm.modrm(op(0x2B), 8, RDX.0, spot(offset_of!(Spot, page)));
     refused.into_iter().for_each(|jump| asm.land(jump));
     asm.modrm(op(0x8B), 4, RCX.0, quick(offset_of!(Quick, key)));
     asm.land(unknown);
     asm.load(RBX, inner(KEPT + 8));
     asm.store(inner(offset_of!(Frame, flags)), RAX);
     write_call(asm, record);
+}
+
+/// Compares where an event was logged, of which `spot` gives the words, with what is now. RCX is lost. Gives jumps for where it
+/// is not the same.
+pub(super) fn compare_spot(asm: &mut Asm, unchanged: Rm, spot: impl Fn(usize) -> Rm) -> [Jump; 3] {
+    asm.load(RCX, unchanged);
+    asm.compare(8, RCX, spot(offset_of!(Spot, unchanged)));
+    let changed = asm.jump(0x85);
+    let [sp, bp] = [0, 1].map(|n| {
+        asm.compare(8, STACK_PLACES[n], spot(offset_of!(Spot, stack) + 8 * n));
+        asm.jump(0x85)
+    });
+    [changed, sp, bp]
 }
 
 /// Has what translated code is about to do logged: the key of its site, and its linear address. Gives 1 and what is to be
