@@ -217,8 +217,8 @@ fn the_log_fills_and_is_drained_without_loss() {
 /// Instruction pointers of events and their places, and instruction pointers and callers that were asked about.
 type Asked = (Vec<(u64, u32)>, Vec<(u64, u64)>);
 
-/// Runs until the guest tells 0, and answers whatever place is asked for with its instruction pointer, its stack pointer and
-/// the word on top of the stack. Gives each event's instruction pointer and place, and what was asked.
+/// Runs until the guest tells 0, and answers whatever place is asked for with its instruction pointer, its stack and frame
+/// pointers and the word on top of the stack. Gives each event's instruction pointer and place, and what was asked.
 fn places(code: &[u8], lasting: bool) -> Asked {
     use vm_memory::{Bytes, GuestAddress};
     let mut guest = Guest::new(1, code, TELL);
@@ -236,11 +236,11 @@ fn places(code: &[u8], lasting: bool) -> Asked {
             return (seen, asked);
         }
         let registers = guest.processor.save(0).unwrap().registers;
-        let (rip, stack) = (registers.rip, registers.gpr[4]);
+        let (rip, stack, frame) = (registers.rip, registers.gpr[4], registers.gpr[5]);
         let top: u64 = guest.memory.read_obj(GuestAddress(stack)).unwrap();
         asked.push((rip - CODE, top.wrapping_sub(CODE)));
         let words = vec![Word { address: stack, len: 8, value: Some(top) }];
-        let trail = lasting.then(|| Trail { rip, registers: vec![(4, stack)], words });
+        let trail = lasting.then(|| Trail { rip, registers: vec![(4, stack), (5, frame)], words });
         events.learn(0, Place { number: asked.len() as u32, trail });
     }
 }
@@ -301,17 +301,19 @@ fn so_it_is_where_its_stores_are_a_run() {
 
 #[test]
 fn an_instruction_with_another_stack_is_at_another_place() {
-    // mov ecx, 40; 1: the stores; xor rsp, 8; dec ecx; jnz 1b; out 0x10, al
-    let there = |stores: &[u8]| {
-        let back = (-8 - stores.len() as i8).to_le_bytes();
-        let ends = [&[0x48, 0x83, 0xF4, 8, 0xFF, 0xC9, 0x75][..], &back, &[0xE6, 0x10]].concat();
-        places(&[&[0xB9, 40, 0, 0, 0], stores, &ends].concat(), true).0
-    };
-    // mov [rbx], ecx
-    assert_eq!(there(&[0x89, 0x0B]), [(5, 1), (5, 2)].repeat(20));
-    // movnti [rbx], rcx; movnti [rbx+8], rcx
-    let run = [0x48, 0x0F, 0xC3, 0x0B, 0x48, 0x0F, 0xC3, 0x4B, 8];
-    assert_eq!(there(&run), [(5, 1), (9, 2), (5, 3), (9, 4)].repeat(20));
+    // mov [rbx], ecx; and movnti [rbx], rcx; movnti [rbx+8], rcx
+    let (one, run) = ([0x89, 0x0B], [0x48, 0x0F, 0xC3, 0x0B, 0x48, 0x0F, 0xC3, 0x4B, 8]);
+    // xor rsp, 8; and xor rbp, 8
+    for other in [[0x48, 0x83, 0xF4, 8], [0x48, 0x83, 0xF5, 8]] {
+        // mov ecx, 40; 1: the stores; the other stack; dec ecx; jnz 1b; out 0x10, al
+        let there = |stores: &[u8]| {
+            let back = (-8 - stores.len() as i8).to_le_bytes();
+            let end = [&[0xFF, 0xC9, 0x75][..], &back, &[0xE6, 0x10]].concat();
+            places(&[&[0xB9, 40, 0, 0, 0], stores, &other, &end].concat(), true).0
+        };
+        assert_eq!(there(&one), [(5, 1), (5, 2)].repeat(20));
+        assert_eq!(there(&run), [(5, 1), (9, 2), (5, 3), (9, 4)].repeat(20));
+    }
 }
 
 #[test]

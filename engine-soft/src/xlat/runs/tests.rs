@@ -24,6 +24,7 @@ fn runs() -> Vec<u8> {
         a.set_label(&mut out)?;
         a.imul_3(r9, rdi, 0x1234_5671)?;
         a.add(r9, rax)?;
+        a.cmp(r9b, cl)?;
         // As copies have it; a fifth is another run's first.
         a.movnti(qword_ptr(rdi), r9)?;
         a.movnti(qword_ptr(rdi + 8), rdi)?;
