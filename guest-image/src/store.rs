@@ -3,6 +3,7 @@
 //! ```text
 //! apt/              private state of apt-get
 //! packages/SHA256.deb
+//! hashes/DEV-INODE  hashes of files of the user's, each with what the file was like
 //! vmlinux/BLAKE3    ELF kernels, by the hash of the file they were taken from
 //! resolved/KEY.json which packages a recipe came to, by recipe and package lists
 //! images/ID/        kernel vmlinux initramfs manifest.json
@@ -17,9 +18,10 @@
 use std::fs;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use crate::error::{At, Error, Result};
+use crate::hashes;
 use crate::image::{Image, Manifest};
 use crate::kernel::Kernel;
 use crate::lock::Lock;
@@ -167,12 +169,27 @@ impl Store {
     /// The same of a kernel file. A bzImage that has been unpacked before is not held in memory: its first bytes and its hash
     /// say all.
     pub(crate) fn vmlinux_of(&self, origin: &Path) -> Result<(PathBuf, String)> {
-        let (head, hash) = hash_behind_head(origin).at("read kernel", origin)?;
-        let path = self.place_of_vmlinux(hash);
+        let file = fs::File::open(origin).at("read kernel", origin)?;
+        let mut head = Vec::new();
+        (&file).take(crate::kernel::HEAD).read_to_end(&mut head).at("read kernel", origin)?;
+        let path = self.place_of_vmlinux(self.hash(&file, origin)?);
         match crate::kernel::release_of_bzimage(&head) {
             Some(release) if path.exists() => Ok((path, release)),
             _ => self.vmlinux(&fs::read(origin).at("read kernel", origin)?, origin),
         }
+    }
+
+    /// BLAKE3 of a file, which is read only if it has changed since it was asked for last.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn hash_of(&self, path: &Path) -> Result<blake3::Hash> {
+        self.hash(&fs::File::open(path).at("read", path)?, path)
+    }
+
+    fn hash(&self, file: &fs::File, path: &Path) -> Result<blake3::Hash> {
+        let (hash, _) = hashes::of(file, &self.root.join("hashes"), SystemTime::now()).at("read", path)?;
+        Ok(hash)
     }
 
     fn place_of_vmlinux(&self, hash: blake3::Hash) -> PathBuf {
@@ -190,15 +207,6 @@ pub(crate) fn leftovers(folder: &Path, prefix: &str) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     let left = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(prefix));
     left.map(|entry| entry.path()).collect()
-}
-
-/// The first bytes of a kernel file, a bzImage's header among them, and the hash of all of it.
-fn hash_behind_head(path: &Path) -> io::Result<(Vec<u8>, blake3::Hash)> {
-    let mut file = fs::File::open(path)?;
-    let mut head = Vec::new();
-    (&mut file).take(crate::kernel::HEAD).read_to_end(&mut head)?;
-    let hash = blake3::Hasher::new().update(&head).update_reader(file)?.finalize();
-    Ok((head, hash))
 }
 
 /// Writes a file that appears whole or not at all.

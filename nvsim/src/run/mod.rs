@@ -21,7 +21,6 @@ use guest_image::Store;
 use vmm::{Keyboard, Machine, Outcome, Remote, Snapshot, StopReason, Wiring};
 
 use crate::cli::RunArgs;
-use crate::snapshot::cache::Cache;
 use console::Console;
 use control::{Control, Report};
 pub use plan::{Plan, Start};
@@ -104,8 +103,7 @@ pub fn run(args: RunArgs, errand: Errand) -> Result<ExitCode> {
             let mut machine = Machine::new(*spec, wiring, plan.engine)?;
             args.disk.iter().try_for_each(|disk| machine.plug(disk))?;
             let starts_warm = repeats && !args.cold && args.disk.is_empty();
-            let cache = || Ok::<_, anyhow::Error>(Cache::of(&Store::of_user()?));
-            let warm = starts_warm.then(|| Warm::new(cache()?, &machine, &image)).transpose()?;
+            let warm = starts_warm.then(|| Warm::new(&Store::of_user()?, &machine, &image)).transpose()?;
             (machine, warm)
         }
     };

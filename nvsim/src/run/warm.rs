@@ -10,7 +10,7 @@ use std::path::Path;
 use std::thread::JoinHandle;
 
 use anyhow::{Context, Result};
-use guest_image::Image;
+use guest_image::{Image, Store};
 use serde::Serialize;
 use vmm::{Machine, Outcome, Report, Snapshot};
 
@@ -38,13 +38,13 @@ pub struct Warm {
 
 impl Warm {
     /// Of a machine about to boot an image's files. Only an engine whose runs repeat starts twice alike.
-    pub fn new(cache: Cache, machine: &Machine, image: &Image) -> Result<Self> {
+    pub fn new(store: &Store, machine: &Machine, image: &Image) -> Result<Self> {
         let mut hasher = blake3::Hasher::new_derive_key("nvsim 2026 boot snapshot");
         hasher.update(&machine.identity()?);
         hasher.update(machine.engine().name().as_bytes());
-        hasher.update(&contents(image)?);
+        hasher.update(&contents(store, image)?);
         hasher.update(&own_build()?);
-        Ok(Self { cache, key: hasher.finalize().to_hex()[..32].to_owned() })
+        Ok(Self { cache: Cache::of(store), key: hasher.finalize().to_hex()[..32].to_owned() })
     }
 
     /// The name of the snapshot of the probed guest. There is one: what a DIMM is asked at probing seldom changes, and then for
@@ -160,24 +160,17 @@ pub fn run(
 }
 
 /// BLAKE3 of the files that are booted. Those of the image store are as their manifest says.
-fn contents(image: &Image) -> Result<[u8; 32]> {
+fn contents(store: &Store, image: &Image) -> Result<[u8; 32]> {
     let mut hasher = blake3::Hasher::new();
     for path in [Some(&image.vmlinux), image.initramfs.as_ref()].into_iter().flatten() {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         let known = image.manifest.as_ref().and_then(|manifest| manifest.artefacts.get(name));
         match known {
             Some(artefact) => hasher.update(artefact.blake3.as_bytes()),
-            None => hasher.update(hash_file(path)?.to_hex().as_bytes()),
+            None => hasher.update(store.hash_of(path)?.to_hex().as_bytes()),
         };
     }
     Ok(*hasher.finalize().as_bytes())
-}
-
-fn hash_file(path: &Path) -> Result<blake3::Hash> {
-    let failed = || format!("Cannot read {}", path.display());
-    let mut hasher = blake3::Hasher::new();
-    std::io::copy(&mut std::fs::File::open(path).with_context(failed)?, &mut hasher).with_context(failed)?;
-    Ok(hasher.finalize())
 }
 
 /// Which build of nvsim this is: the file that runs.

@@ -21,18 +21,9 @@ const ABANDONED: Duration = Duration::from_secs(3600);
 const ENDING: &str = "snap";
 const CHECKED: &str = "checked";
 
-/// Which file this is, in which state: its change time is the kernel's, and nobody can set it back.
+/// See [`guest_image::identity`].
 fn identity(path: &Path) -> Option<String> {
-    let meta = path.metadata().ok()?;
-    let uptime = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
-    let numbers = [
-        meta.dev(),
-        meta.ino(),
-        meta.size(),
-        meta.ctime().cast_unsigned(),
-        meta.ctime_nsec().cast_unsigned(),
-    ];
-    Some(format!("{} {numbers:?}\n", uptime.trim()))
+    guest_image::identity(&path.metadata().ok()?)
 }
 
 /// Removes a snapshot and its mark. Another process may have done so.
