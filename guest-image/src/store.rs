@@ -16,7 +16,7 @@
 //! process left under such a name is removed by the next that builds.
 
 use std::fs;
-use std::io::{self, Read as _};
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -209,13 +209,19 @@ pub(crate) fn leftovers(folder: &Path, prefix: &str) -> Vec<PathBuf> {
     left.map(|entry| entry.path()).collect()
 }
 
+/// Bytes that are a hole where they are zero.
+const BLOCK: usize = 64 << 10;
+
 /// Writes a file that appears whole or not at all.
 pub(crate) fn write_atomically(path: &Path, data: &[u8]) -> Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
-    let mut file =
-        tempfile::Builder::new().prefix(".new-").tempfile_in(folder).at("create a file in", folder)?;
-    io::Write::write_all(&mut file, data).at("write", path)?;
-    use std::os::unix::fs::PermissionsExt;
+    let file = tempfile::Builder::new().prefix(".new-").tempfile_in(folder).at("create a file in", folder)?;
+    for (n, block) in data.chunks(BLOCK).enumerate().filter(|(_, block)| block.iter().any(|&byte| byte != 0))
+    {
+        file.as_file().write_all_at(block, (n * BLOCK) as u64).at("write", path)?;
+    }
+    file.as_file().set_len(data.len() as u64).at("write", path)?;
+    use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
     file.as_file().set_permissions(fs::Permissions::from_mode(0o644)).at("write", path)?;
     file.persist(path).map_err(|e| e.error).at("write", path)?;
     Ok(())
@@ -248,6 +254,20 @@ mod tests {
         };
         fs::write(folder.join(MANIFEST), serde_json::to_vec(&manifest).unwrap()).unwrap();
         store.name(name, id).unwrap();
+    }
+
+    #[test]
+    fn zeroes_are_holes_of_what_is_written() {
+        use std::os::unix::fs::MetadataExt as _;
+        let folder = tempfile::tempdir().unwrap();
+        let mut data = vec![0; 4 * BLOCK + 5];
+        (data[1], data[2 * BLOCK]) = (1, 2);
+        for len in [data.len(), 3 * BLOCK, 2 * BLOCK, 1, 0] {
+            let path = folder.path().join("file");
+            write_atomically(&path, &data[..len]).unwrap();
+            assert_eq!(fs::read(&path).unwrap(), data[..len]);
+            assert!(path.metadata().unwrap().blocks() * 512 <= 2 * BLOCK as u64, "{len}");
+        }
     }
 
     #[test]

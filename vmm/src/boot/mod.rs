@@ -10,6 +10,7 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use engine::{CpuState, GuestMemory};
 use serde::{Deserialize, Serialize};
@@ -17,6 +18,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use crate::devices::Power;
 use crate::layout::{self, MemoryPlan, PAGE, port};
+use crate::snapshot::image::data_runs;
 use crate::{Error, Result};
 
 pub use kernel::Kernel;
@@ -88,22 +90,26 @@ fn load_initrd(
     Ok((address, size))
 }
 
-/// Reads a part of a file into memory. Two threads do so, as the host has to find and clear a page for each that is read.
+/// Reads a part of a file into memory that is zero: holes are skipped. Two threads do so, as the host has to find and clear a
+/// page for each that is read.
 fn read_into(file: &File, part: Range<u64>, memory: &GuestMemory, address: u64) -> io::Result<()> {
-    let read = |some: Range<u64>| {
-        let mut piece = vec![0; PIECE];
-        some.clone().step_by(PIECE).try_for_each(|at| {
-            let piece = &mut piece[..PIECE.min((some.end - at) as usize)];
-            file.read_exact_at(piece, at)?;
-            let place = GuestAddress(address + (at - part.start));
-            memory.write_slice(piece, place).map_err(io::Error::other)
-        })
+    let data = data_runs(file, part.end)?.runs.into_iter().map(|run| run.start.max(part.start)..run.end);
+    let cut = |run: Range<u64>| run.clone().step_by(PIECE).map(move |at| at..run.end.min(at + PIECE as u64));
+    let pieces: Vec<_> = data.flat_map(cut).collect();
+    let next = AtomicUsize::new(0);
+    let read = || {
+        let mut room = vec![0; PIECE];
+        while let Some(piece) = pieces.get(next.fetch_add(1, Relaxed)) {
+            let bytes = &mut room[..(piece.end - piece.start) as usize];
+            file.read_exact_at(bytes, piece.start)?;
+            let place = GuestAddress(address + (piece.start - part.start));
+            memory.write_slice(bytes, place).map_err(io::Error::other)?;
+        }
+        Ok(())
     };
-    let half = part.start + (part.end - part.start) / 2 / PAGE * PAGE;
     std::thread::scope(|scope| {
-        let other = scope.spawn(|| read(half..part.end));
-        let own = read(part.start..half);
-        own.and(other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        let other = scope.spawn(read);
+        read().and(other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
     })
 }
 

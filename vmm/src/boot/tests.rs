@@ -77,6 +77,22 @@ fn an_elf_is_loaded_with_everything_it_needs() {
     assert_eq!(&line, b"console=ttyS0\0");
 }
 
+#[test]
+fn a_file_with_holes_is_loaded_around_them() {
+    use std::os::unix::fs::FileExt as _;
+    let (bench, kernel, initrd) = (Bench::new(), file(&elf(MIB)), file(b"begin"));
+    let size = 9 * PIECE as u64 + 123;
+    initrd.as_file().set_len(size).unwrap();
+    let marks: [(u64, &[u8]); 3] =
+        [(PIECE as u64 - 1, b"ab"), (5 * PIECE as u64 + 4096, b"cd"), (size - 2, b"ef")];
+    marks.iter().for_each(|&(at, bytes)| initrd.as_file().write_all_at(bytes, at).unwrap());
+    bench.load(kernel.path(), Some(initrd.path()), "").unwrap();
+    let mut loaded = vec![0xFF; size as usize];
+    let params: boot_params = bench.memory.read_obj(GuestAddress(boot::ZERO_PAGE)).unwrap();
+    bench.memory.read_slice(&mut loaded, GuestAddress(params.hdr.ramdisk_image.into())).unwrap();
+    assert_eq!(loaded, std::fs::read(initrd.path()).unwrap());
+}
+
 /// Linux on a hardware-reduced platform without EFI resets by a jump to FFFF:0.
 #[test]
 fn a_jump_to_the_reset_vector_writes_the_reset_register() {

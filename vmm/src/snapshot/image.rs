@@ -302,7 +302,7 @@ fn copy(from: &File, at: u64, to: &File, place: u64, len: u64) -> io::Result<()>
 }
 
 /// Where a file is no hole, in whole pages.
-fn data_runs(file: &File, len: u64) -> io::Result<Extents> {
+pub fn data_runs(file: &File, len: u64) -> io::Result<Extents> {
     let seek = |from: u64, whence| {
         let from = i64::try_from(from).map_err(|_| io::ErrorKind::InvalidInput)?;
         // SAFETY: takes integers only.
