@@ -53,7 +53,7 @@ pub use read::Reader;
 pub use replay::{Reached, Replay};
 pub use run::Loop;
 pub use when::{Cutter, Due, Moment, Verdict, When};
-pub use worker::Worker;
+pub use worker::{Jobs, Queue, Worker};
 pub use write::Writer;
 
 /// Bytes of a block of a DIMM's file.

@@ -1,13 +1,13 @@
 //! Where chunks are compressed, summed up and written: on a thread of its own, beside whoever makes the events.
 
 use std::io::Write;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{SyncSender, sync_channel};
 
-use crate::worker::Worker;
+use crate::worker::{Queue, Worker};
 use crate::{Error, Result, chunk};
 
 /// Chunks that may wait.
-const WAITING: usize = 8;
+const QUEUE: Queue = Queue { waiting: 8, batch: 1 };
 
 /// What is to be done.
 #[derive(Debug)]
@@ -28,7 +28,7 @@ impl<W: Write + Send + 'static> Press<W> {
     /// # Errors
     /// [`Error::Io`] where there is no thread to be had.
     pub fn new(to: W) -> Result<Self> {
-        let worker = Worker::new("trace", WAITING, |todo: Receiver<Job>, done| {
+        let worker = Worker::new("trace", QUEUE, |todo, done| {
             let mut plate = Plate { to, offset: 0, chunks: 0, sealed: Vec::new() };
             for job in todo {
                 let mut room = plate.press(job)?;
@@ -142,7 +142,7 @@ mod tests {
         press.plain(&[1; 60]).unwrap();
         assert_eq!(press.flush().unwrap(), 60);
         let mut room = Ok(Vec::new());
-        for _ in 0..100 * WAITING {
+        for _ in 0..100 * QUEUE.waiting {
             if room.is_err() {
                 break;
             }
@@ -167,7 +167,7 @@ mod tests {
     fn what_is_written_to_comes_back_whole() {
         let mut press = Press::new(Vec::new()).unwrap();
         press.plain(b"begin").unwrap();
-        for _ in 0..3 * WAITING {
+        for _ in 0..3 * QUEUE.waiting {
             assert_eq!(press.chunk(b'E', vec![7; 500]).unwrap(), [], "room, and nothing in it");
         }
         let offset = press.flush().unwrap();
@@ -175,7 +175,7 @@ mod tests {
         assert_eq!(all.len() as u64, offset);
         let mut from = &all[5..];
         let mut payload = Vec::new();
-        for number in 0..3 * WAITING as u32 {
+        for number in 0..3 * QUEUE.waiting as u32 {
             chunk::open(&mut from, number, &mut payload).unwrap();
             assert_eq!(payload, [7; 500]);
         }

@@ -2,27 +2,21 @@
 //! their order.
 
 use std::io::Write;
-use std::sync::mpsc::{Receiver, Sender};
+use std::sync::mpsc::Sender;
 
 use engine::log::{Deed, Item, Log, Origin, Short};
 use nvdimm_model::geometry::LINE;
-use trace::{Event, Kind, Loop, Worker, Writer};
+use trace::{Event, Jobs, Kind, Loop, Queue, Worker, Writer};
 
 use super::words::{self, Sieve};
 
 /// Where a trace goes.
 pub type Sink = Box<dyn Write + Send>;
 /// Hands it [`Job`]s, and gets emptied logs back.
-pub struct Coder {
-    thread: Worker<Vec<Job>, Log, Writer<Sink>>,
-    /// What it has not been handed yet: to wake it up takes the vCPU's thread as long as a thousand events.
-    next: Vec<Job>,
-}
+pub type Coder = Worker<Job, Log, Writer<Sink>>;
 
-/// Jobs that it is handed at once,
-const BATCH: usize = 8;
-/// and how many times as many may wait: logs of the engine are some 200 KiB each.
-const WAITING: usize = 2;
+/// Jobs that may wait: logs of the engine are some 200 KiB each.
+const QUEUE: Queue = Queue { waiting: 16, batch: 8 };
 
 /// What is to be put into the trace.
 #[derive(Debug)]
@@ -76,43 +70,17 @@ impl Loose {
     }
 }
 
-impl Coder {
-    /// Starts it.
-    ///
-    /// # Errors
-    /// There is no thread to be had.
-    pub fn start(writer: Writer<Sink>) -> trace::Result<Self> {
-        let thread = Worker::new("coder", WAITING, |jobs, used| work(writer, &jobs, &used))?;
-        Ok(Self { thread, next: Vec::new() })
-    }
-
-    /// Hands it a job, and waits while too many wait.
-    ///
-    /// # Errors
-    /// What has ended the work.
-    pub fn give(&mut self, job: Job) -> trace::Result<()> {
-        self.next.push(job);
-        if self.next.len() < BATCH { Ok(()) } else { self.thread.give(std::mem::take(&mut self.next)) }
-    }
-
-    /// An empty log that has room.
-    pub fn used(&self) -> Option<Log> {
-        self.thread.used()
-    }
-
-    /// Waits until all is in the trace.
-    ///
-    /// # Errors
-    /// What has ended the work.
-    pub fn finish(mut self) -> trace::Result<Writer<Sink>> {
-        self.thread.give(self.next)?;
-        self.thread.finish()
-    }
+/// Starts it.
+///
+/// # Errors
+/// There is no thread to be had.
+pub fn start(writer: Writer<Sink>) -> trace::Result<Coder> {
+    Worker::new("coder", QUEUE, |jobs, used| work(writer, jobs, &used))
 }
 
-fn work(writer: Writer<Sink>, jobs: &Receiver<Vec<Job>>, used: &Sender<Log>) -> trace::Result<Writer<Sink>> {
+fn work(writer: Writer<Sink>, jobs: Jobs<Job>, used: &Sender<Log>) -> trace::Result<Writer<Sink>> {
     let mut desk = Desk { writer, sieve: Sieve::default() };
-    for job in jobs.iter().flatten() {
+    for job in jobs {
         match job {
             Job::Log(mut log, earlier) => {
                 desk.log(&log, earlier)?;

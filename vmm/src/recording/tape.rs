@@ -7,7 +7,7 @@ use engine::place::Place;
 use engine::{CpuState, GuestMemory};
 use trace::{BLOCK, End, Event, Header, Writer};
 
-use super::coder::{Coder, Job, Loose, Sink};
+use super::coder::{self, Coder, Job, Loose, Sink};
 use super::spec::RecordReport;
 use crate::Result;
 use crate::sight::Sight;
@@ -83,7 +83,7 @@ impl Tape {
     /// Who codes events, once the recording has begun.
     fn coder(&mut self) -> Result<Option<&mut Coder>> {
         self.stage = match std::mem::take(&mut self.stage) {
-            Stage::Base(writer) => Stage::Events(Coder::start(*writer)?),
+            Stage::Base(writer) => Stage::Events(coder::start(*writer)?),
             other => other,
         };
         match &mut self.stage {
