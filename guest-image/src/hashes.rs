@@ -28,9 +28,9 @@ pub fn identity(meta: &Metadata) -> Option<String> {
 /// failure.
 pub(crate) fn of(mut file: &File, notes: &Path, now: SystemTime) -> Result<(blake3::Hash, bool)> {
     let meta = file.metadata()?;
-    let identity = identity(&meta);
+    let before = identity(&meta);
     let note = notes.join(format!("{}-{}", meta.dev(), meta.ino()));
-    let known = fs::read_to_string(&note).ok().zip(identity.as_ref()).and_then(|(text, identity)| {
+    let known = fs::read_to_string(&note).ok().zip(before.as_ref()).and_then(|(text, identity)| {
         let hash = text.strip_prefix(identity)?;
         blake3::Hash::from_hex(hash.trim_end()).ok()
     });
@@ -41,15 +41,12 @@ pub(crate) fn of(mut file: &File, notes: &Path, now: SystemTime) -> Result<(blak
     let hash = blake3::Hasher::new().update_reader(file)?.finalize();
     let changed = SystemTime::UNIX_EPOCH + Duration::from_secs(meta.ctime().try_into().unwrap_or(0));
     let settled = now.duration_since(changed).is_ok_and(|since| since > SETTLED);
-    if let Some(identity) = identity.filter(|before| settled && identity_of(file).as_ref() == Some(before)) {
+    let after = identity(&file.metadata()?);
+    if let Some(identity) = before.filter(|before| settled && after.as_ref() == Some(before)) {
         let _ = fs::create_dir_all(notes);
         let _ = crate::store::write_atomically(&note, format!("{identity}{hash}\n").as_bytes());
     }
     Ok((hash, true))
-}
-
-fn identity_of(file: &File) -> Option<String> {
-    identity(&file.metadata().ok()?)
 }
 
 #[cfg(test)]

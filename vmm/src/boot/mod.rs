@@ -93,6 +93,9 @@ fn load_initrd(
 /// Reads a part of a file into memory that is zero: holes are skipped. Two threads do so, as the host has to find and clear a
 /// page for each that is read.
 fn read_into(file: &File, part: Range<u64>, memory: &GuestMemory, address: u64) -> io::Result<()> {
+    if file.metadata()?.len() < part.end {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
     let data = data_runs(file, part.end)?.runs.into_iter().map(|run| run.start.max(part.start)..run.end);
     let cut = |run: Range<u64>| run.clone().step_by(PIECE).map(move |at| at..run.end.min(at + PIECE as u64));
     let pieces: Vec<_> = data.flat_map(cut).collect();

@@ -91,6 +91,8 @@ fn a_file_with_holes_is_loaded_around_them() {
     let params: boot_params = bench.memory.read_obj(GuestAddress(boot::ZERO_PAGE)).unwrap();
     bench.memory.read_slice(&mut loaded, GuestAddress(params.hdr.ramdisk_image.into())).unwrap();
     assert_eq!(loaded, std::fs::read(initrd.path()).unwrap());
+    let short = read_into(initrd.as_file(), 10..size + 1, &bench.memory, MIB).unwrap_err();
+    assert_eq!(short.kind(), io::ErrorKind::UnexpectedEof);
 }
 
 /// Linux on a hardware-reduced platform without EFI resets by a jump to FFFF:0.
