@@ -266,7 +266,8 @@ mod tests {
             let path = folder.path().join("file");
             write_atomically(&path, &data[..len]).unwrap();
             assert_eq!(fs::read(&path).unwrap(), data[..len]);
-            assert!(path.metadata().unwrap().blocks() * 512 <= 2 * BLOCK as u64, "{len}");
+            // A file system may have taken some in advance.
+            assert!(path.metadata().unwrap().blocks() * 512 <= 3 * BLOCK as u64, "{len}");
         }
     }
 
