@@ -55,16 +55,6 @@ pub struct Word {
     pub value: Option<u64>,
 }
 
-impl Trail {
-    fn stack(&self) -> Option<u64> {
-        self.registers.iter().find(|(n, _)| *n == RSP).map(|(_, value)| *value)
-    }
-
-    fn is_at(&self, rip: u64, gpr: &[u64]) -> bool {
-        self.rip == rip && self.registers.iter().all(|&(n, value)| gpr.get(usize::from(n)) == Some(&value))
-    }
-}
-
 /// The places that an engine has been told of.
 #[derive(Debug, Default)]
 pub struct Places {
@@ -80,10 +70,23 @@ pub struct Places {
 #[derive(Debug)]
 struct Known {
     number: u32,
-    /// Without its words,
-    trail: Trail,
-    /// which it shares with its neighbours: what a loop's chains were found by is the same.
+    /// As in its [`Trail`].
+    rip: u64,
+    registers: Vec<(u8, u64)>,
+    /// Shared with its neighbours: what a loop's chains were found by is the same.
     words: Arc<Words>,
+}
+
+impl Known {
+    /// The list that it is in.
+    fn list(&self) -> usize {
+        let stack = self.registers.iter().find(|(n, _)| *n == RSP);
+        head(self.rip, stack.map(|&(_, value)| value))
+    }
+
+    fn is_at(&self, rip: u64, gpr: &[u64]) -> bool {
+        self.rip == rip && self.registers.iter().all(|&(n, value)| gpr.get(usize::from(n)) == Some(&value))
+    }
 }
 
 /// Words of memory, and when they were last what they were; see [`Places::vouch`].
@@ -115,21 +118,20 @@ pub struct Found {
 impl Places {
     /// Takes note of a place.
     pub fn learn(&mut self, place: Place) {
-        let Some(mut trail) = place.trail.filter(|trail| trail.words.len() <= WORDS) else { return };
+        let Some(trail) = place.trail.filter(|trail| trail.words.len() <= WORDS) else { return };
         if self.heads.is_empty() {
             self.heads = vec![Vec::new(); HEADS];
             self.recent = vec![Cell::new(NONE); RECENT];
         }
         let id = self.next as u32;
         self.next = (self.next + 1) % PLACES;
-        let list = head(trail.rip, trail.stack());
-        let words = self.shared(std::mem::take(&mut trail.words));
-        let known = Known { number: place.number, trail, words };
+        let Trail { rip, registers, words } = trail;
+        let known = Known { number: place.number, rip, registers, words: self.shared(words) };
+        let list = known.list();
         match self.known.get_mut(id as usize) {
             None => self.known.push(known),
             Some(oldest) => {
-                let Trail { rip, .. } = oldest.trail;
-                self.heads[head(rip, oldest.trail.stack())].retain(|&other| other != id);
+                self.heads[oldest.list()].retain(|&other| other != id);
                 *oldest = known;
             }
         }
@@ -161,7 +163,7 @@ impl Places {
     ) -> Option<Found> {
         let mut is_here = |id: u32| {
             self.known.get(id as usize).is_some_and(|known| {
-                known.trail.is_at(rip, gpr) && (known.words.are_vouched(now) || known.words.hold(&mut look))
+                known.is_at(rip, gpr) && (known.words.are_vouched(now) || known.words.hold(&mut look))
             })
         };
         // Nearly always it is where it last was.
@@ -178,7 +180,7 @@ impl Places {
     pub fn vouch(&self, found: Found, now: u64) {
         if let Some(known) = self.known.get(found.id as usize) {
             known.words.vouched.store(now, Relaxed);
-            if let Some(recent) = self.recent.get(recent(known.trail.rip)) {
+            if let Some(recent) = self.recent.get(recent(known.rip)) {
                 recent.set(found.id);
             }
         }
@@ -190,8 +192,7 @@ impl Places {
     pub fn recall(&self, rip: u64, gpr: &[u64], now: u64) -> Option<Found> {
         let id = self.recent.get(recent(rip))?.get();
         let known = self.known.get(id as usize)?;
-        (known.words.are_vouched(now) && known.trail.is_at(rip, gpr))
-            .then_some(Found { id, number: known.number })
+        (known.words.are_vouched(now) && known.is_at(rip, gpr)).then_some(Found { id, number: known.number })
     }
 
     /// The place that was found is known by no other registers than these.
@@ -199,7 +200,7 @@ impl Places {
     pub fn is_told_by(&self, found: Found, registers: &[u8]) -> bool {
         self.known
             .get(found.id as usize)
-            .is_some_and(|known| known.trail.registers.iter().all(|(n, _)| registers.contains(n)))
+            .is_some_and(|known| known.registers.iter().all(|(n, _)| registers.contains(n)))
     }
 }
 
