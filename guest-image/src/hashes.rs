@@ -4,7 +4,7 @@
 use std::fs::{self, File, Metadata};
 use std::io::{Result, Seek as _};
 use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 /// A file that has changed this lately may do so again without another change time: that is a clock of ticks.
@@ -24,29 +24,32 @@ pub fn identity(meta: &Metadata) -> Option<String> {
     Some(format!("{} {numbers:?}\n", uptime.trim()))
 }
 
-/// BLAKE3 of a file, of which notes are kept in a folder, and whether it was read for that. A folder that cannot be written is no
-/// failure.
-pub(crate) fn of(mut file: &File, notes: &Path, now: SystemTime) -> Result<(blake3::Hash, bool)> {
+/// BLAKE3 of a file, of which notes are kept in a folder. One that cannot be written is no failure.
+pub(crate) fn of(mut file: &File, notes: &Path, now: SystemTime) -> Result<blake3::Hash> {
     let meta = file.metadata()?;
-    let before = identity(&meta);
-    let note = notes.join(format!("{}-{}", meta.dev(), meta.ino()));
-    let known = fs::read_to_string(&note).ok().zip(before.as_ref()).and_then(|(text, identity)| {
-        let hash = text.strip_prefix(identity)?;
-        blake3::Hash::from_hex(hash.trim_end()).ok()
-    });
-    if let Some(hash) = known {
-        return Ok((hash, false));
+    if let Some(hash) = known(&meta, notes) {
+        return Ok(hash);
     }
     file.rewind()?;
     let hash = blake3::Hasher::new().update_reader(file)?.finalize();
     let changed = SystemTime::UNIX_EPOCH + Duration::from_secs(meta.ctime().try_into().unwrap_or(0));
     let settled = now.duration_since(changed).is_ok_and(|since| since > SETTLED);
     let after = identity(&file.metadata()?);
-    if let Some(identity) = before.filter(|before| settled && after.as_ref() == Some(before)) {
+    if let Some(identity) = identity(&meta).filter(|before| settled && after.as_ref() == Some(before)) {
         let _ = fs::create_dir_all(notes);
-        let _ = crate::store::write_atomically(&note, format!("{identity}{hash}\n").as_bytes());
+        let _ = crate::store::write_atomically(&note(&meta, notes), format!("{identity}{hash}\n").as_bytes());
     }
-    Ok((hash, true))
+    Ok(hash)
+}
+
+/// The hash of a file that is as it was when its note was made.
+fn known(meta: &Metadata, notes: &Path) -> Option<blake3::Hash> {
+    let text = fs::read_to_string(note(meta, notes)).ok()?;
+    blake3::Hash::from_hex(text.strip_prefix(&identity(meta)?)?.trim_end()).ok()
+}
+
+fn note(meta: &Metadata, notes: &Path) -> PathBuf {
+    notes.join(format!("{}-{}", meta.dev(), meta.ino()))
 }
 
 #[cfg(test)]
@@ -69,7 +72,11 @@ mod tests {
     fn a_file_is_read_once_until_it_changes() {
         let folder = tempfile::tempdir().unwrap();
         let (path, notes) = (folder.path().join("kernel"), folder.path().join("hashes"));
-        let hash = |now| of(&File::open(&path).unwrap(), &notes, now).unwrap();
+        // And whether it was read for that.
+        let hash = |now| {
+            let read = known(&path.metadata().unwrap(), &notes).is_none();
+            (of(&File::open(&path).unwrap(), &notes, now).unwrap(), read)
+        };
         fs::write(&path, "one").unwrap();
         // It may change at this very moment.
         assert_eq!(hash(soon(&path)), (blake3::hash(b"one"), true));
@@ -94,6 +101,6 @@ mod tests {
         let path = folder.path().join("kernel");
         fs::write(&path, "one").unwrap();
         // A file is where the folder should be.
-        assert_eq!(of(&File::open(&path).unwrap(), &path, later()).unwrap().0, blake3::hash(b"one"));
+        assert_eq!(of(&File::open(&path).unwrap(), &path, later()).unwrap(), blake3::hash(b"one"));
     }
 }

@@ -17,6 +17,7 @@
 
 use std::fs;
 use std::io::Read as _;
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -188,8 +189,7 @@ impl Store {
     }
 
     fn hash(&self, file: &fs::File, path: &Path) -> Result<blake3::Hash> {
-        let (hash, _) = hashes::of(file, &self.root.join("hashes"), SystemTime::now()).at("read", path)?;
-        Ok(hash)
+        hashes::of(file, &self.root.join("hashes"), SystemTime::now()).at("read", path)
     }
 
     fn place_of_vmlinux(&self, hash: blake3::Hash) -> PathBuf {
@@ -221,7 +221,6 @@ pub(crate) fn write_atomically(path: &Path, data: &[u8]) -> Result<()> {
         file.as_file().write_all_at(block, (n * BLOCK) as u64).at("write", path)?;
     }
     file.as_file().set_len(data.len() as u64).at("write", path)?;
-    use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
     file.as_file().set_permissions(fs::Permissions::from_mode(0o644)).at("write", path)?;
     file.persist(path).map_err(|e| e.error).at("write", path)?;
     Ok(())
