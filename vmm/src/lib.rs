@@ -11,6 +11,7 @@ pub mod devices;
 mod draft;
 mod engines;
 mod error;
+mod extents;
 pub mod gdb;
 pub mod layout;
 mod machine;

@@ -17,8 +17,8 @@ use serde::{Deserialize, Serialize};
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::devices::Power;
+use crate::extents::Extents;
 use crate::layout::{self, MemoryPlan, PAGE, port};
-use crate::snapshot::image::data_runs;
 use crate::{Error, Result};
 
 pub use kernel::Kernel;
@@ -96,9 +96,9 @@ fn read_into(file: &File, part: Range<u64>, memory: &GuestMemory, address: u64) 
     if file.metadata()?.len() < part.end {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
-    let data = data_runs(file, part.end)?.runs.into_iter().map(|run| run.start.max(part.start)..run.end);
-    let cut = |run: Range<u64>| run.clone().step_by(PIECE).map(move |at| at..run.end.min(at + PIECE as u64));
-    let pieces: Vec<_> = data.flat_map(cut).collect();
+    let data = Extents::of_file(file, part.end)?;
+    let within = data.pieces(PIECE).map(|piece| piece.start.max(part.start)..piece.end);
+    let pieces: Vec<_> = within.filter(|piece| !piece.is_empty()).collect();
     let next = AtomicUsize::new(0);
     let read = || {
         let mut room = vec![0; PIECE];

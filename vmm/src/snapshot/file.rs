@@ -20,9 +20,10 @@ use engine::CodeStock;
 use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
-use super::image::{Extents, Image};
+use super::image::Image;
 use super::{Since, Snapshot, State};
 use crate::draft::Draft;
+use crate::extents::Extents;
 use crate::layout::PAGE;
 use crate::{Error, Result};
 

@@ -5,7 +5,7 @@ use std::ffi::CStr;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::fd::FromRawFd;
 use std::os::unix::fs::FileExt;
 use std::panic::resume_unwind;
 use std::sync::Arc;
@@ -13,9 +13,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::ScopedJoinHandle;
 
 use engine::GuestMemory;
-use serde::{Deserialize, Serialize};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestRegionMmap, MemoryRegionAddress};
 
+use crate::extents::Extents;
 use crate::layout::{MemoryPlan, PAGE};
 
 /// Bytes between two runs of pages that are rather copied than left out.
@@ -28,47 +28,6 @@ const PIECE: usize = 4 << 20;
 type Share = Vec<(usize, [u8; 32])>;
 /// Threads that hash, at most.
 const HASHERS: usize = 4;
-
-/// Where something large is not zero.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Extents {
-    /// Bytes of the whole.
-    pub len: u64,
-    /// Where something is, in order, page-aligned.
-    pub runs: Vec<Range<u64>>,
-}
-
-impl Extents {
-    /// Adds a run at the end, joined with the last one where they touch.
-    fn push(&mut self, run: Range<u64>) {
-        match self.runs.last_mut() {
-            Some(last) if last.end == run.start => last.end = run.end,
-            _ => self.runs.push(run),
-        }
-    }
-
-    /// Bytes that are stored.
-    pub fn stored(&self) -> u64 {
-        self.runs.iter().map(|run| run.end - run.start).sum()
-    }
-
-    /// Whether the runs are in order, page-aligned and within the whole.
-    pub fn are_sound(&self) -> bool {
-        let mut end = 0;
-        self.runs.iter().all(|run| {
-            let sound =
-                run.start >= end && run.start < run.end && run.start % PAGE == 0 && run.end <= self.len;
-            end = run.end;
-            sound
-        })
-    }
-
-    /// Whether a page is within a run.
-    fn covers(&self, page: u64) -> bool {
-        let after = self.runs.partition_point(|run| run.end <= page);
-        self.runs.get(after).is_some_and(|run| run.start <= page)
-    }
-}
 
 /// A sparse image within a file that nobody changes any more. Clones share the file.
 #[derive(Debug, Clone)]
@@ -140,7 +99,7 @@ impl Image {
     pub fn of_file(source: &File) -> io::Result<Self> {
         let len = source.metadata()?.len();
         let file = memory_file(c"nvsim NV-DIMM", len)?;
-        let extents = data_runs(source, len)?;
+        let extents = Extents::of_file(source, len)?;
         for run in &extents.runs {
             copy(source, run.start, &file, run.start, run.end - run.start)?;
         }
@@ -156,12 +115,7 @@ impl Image {
 
     /// BLAKE3 of what is stored: of the places and the hashes of its pieces, which several threads share out.
     pub fn hash(&self) -> io::Result<[u8; 32]> {
-        let pieces: Vec<Range<u64>> = self
-            .extents
-            .runs
-            .iter()
-            .flat_map(|run| run.clone().step_by(PIECE).map(|start| start..run.end.min(start + PIECE as u64)))
-            .collect();
+        let pieces: Vec<_> = self.extents.pieces(PIECE).collect();
         let next = AtomicUsize::new(0);
         let work = || {
             let mut hashed = Vec::new();
@@ -299,32 +253,6 @@ fn copy(from: &File, at: u64, to: &File, place: u64, len: u64) -> io::Result<()>
         done += wanted as u64;
     }
     Ok(())
-}
-
-/// Where a file is no hole, in whole pages.
-pub fn data_runs(file: &File, len: u64) -> io::Result<Extents> {
-    let seek = |from: u64, whence| {
-        let from = i64::try_from(from).map_err(|_| io::ErrorKind::InvalidInput)?;
-        // SAFETY: takes integers only.
-        let found = unsafe { libc::lseek(file.as_raw_fd(), from, whence) };
-        match u64::try_from(found) {
-            Ok(found) => Ok(Some(found)),
-            Err(_) => match io::Error::last_os_error() {
-                error if error.raw_os_error() == Some(libc::ENXIO) => Ok(None),
-                error => Err(error),
-            },
-        }
-    };
-    let mut runs = Extents { len, runs: Vec::new() };
-    let mut at = 0;
-    while at < len
-        && let Some(start) = seek(at, libc::SEEK_DATA)?
-    {
-        let end = seek(start, libc::SEEK_HOLE)?.unwrap_or(len);
-        at = end.next_multiple_of(PAGE).min(len);
-        runs.push(start / PAGE * PAGE..at);
-    }
-    Ok(runs)
 }
 
 /// Which pages of a mapping are this process's own: it wrote them, or, of anonymous memory, read them.
