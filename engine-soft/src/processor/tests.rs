@@ -265,18 +265,18 @@ fn a_place_is_asked_for_before_its_instruction_and_then_known() {
     assert_eq!(seen.last(), Some(&(19, 8)));
 }
 
+/// `mov ecx, 40; 1: call f; call f; dec ecx; jnz 1b; out 0x10, al; f:` and the function.
+fn called_twice(function: &[u8]) -> Vec<u8> {
+    let calls = [0xE8, 11, 0, 0, 0, 0xE8, 6, 0, 0, 0];
+    [&[0xB9, 40, 0, 0, 0], &calls[..], &[0xFF, 0xC9, 0x75, 0xF2, 0xE6, 0x10], function].concat()
+}
+
 #[test]
 fn a_function_called_from_two_places_in_a_row_is_at_two_places() {
     // The same function, called twice within a few instructions, with the same stack pointer; then both again, interpreted
     // and translated.
-    // mov ecx, 40; 1: call f; call f; dec ecx; jnz 1b; out 0x10, al; f: mov [rbx], ecx; ret
-    let code = [
-        &[0xB9, 40, 0, 0, 0][..],
-        &[0xE8, 11, 0, 0, 0, 0xE8, 6, 0, 0, 0],
-        &[0xFF, 0xC9, 0x75, 0xF2, 0xE6, 0x10],
-        &[0x89, 0x0B, 0xC3],
-    ]
-    .concat();
+    // mov [rbx], ecx; ret
+    let code = called_twice(&[0x89, 0x0B, 0xC3]);
     let (seen, asked) = places(&code, true);
     assert_eq!(asked, [(21, 10), (21, 15)]);
     assert_eq!(seen, [(21, 1), (21, 2)].repeat(40));
@@ -284,14 +284,8 @@ fn a_function_called_from_two_places_in_a_row_is_at_two_places() {
 
 #[test]
 fn so_it_is_where_its_stores_are_a_run() {
-    // The same, but f: movnti [rbx], rcx; movnti [rbx+8], rcx; ret
-    let code = [
-        &[0xB9, 40, 0, 0, 0][..],
-        &[0xE8, 11, 0, 0, 0, 0xE8, 6, 0, 0, 0],
-        &[0xFF, 0xC9, 0x75, 0xF2, 0xE6, 0x10],
-        &[0x48, 0x0F, 0xC3, 0x0B, 0x48, 0x0F, 0xC3, 0x4B, 8, 0xC3],
-    ]
-    .concat();
+    // movnti [rbx], rcx; movnti [rbx+8], rcx; ret
+    let code = called_twice(&[0x48, 0x0F, 0xC3, 0x0B, 0x48, 0x0F, 0xC3, 0x4B, 8, 0xC3]);
     let (seen, asked) = places(&code, true);
     assert_eq!(asked, [(21, 10), (25, 10), (21, 15), (25, 15)]);
     assert_eq!(seen, [(21, 1), (25, 2), (21, 3), (25, 4)].repeat(40));

@@ -56,7 +56,6 @@ pub(crate) struct Code {
 struct Slow {
     jump: Jump,
     insn: usize,
-    resume: Option<Label>,
     settling: Option<Settling>,
     /// The interpreter goes on to the end of the block: the access is the first of a group.
     rest: Option<Probed>,
@@ -142,9 +141,9 @@ pub(crate) fn translate(source: &Source<'_>, origin: u64, number: usize, setting
     };
     body.pay();
     let leaves = body.instructions(source.sync);
-    body.ways_out();
-    let exits = body.exits.iter().map(|&(jump, target)| (jump.displacement(), target)).collect();
     let falls = body.forms.last().is_some_and(falls);
+    body.ways_out(!leaves || falls);
+    let exits = body.exits.iter().map(|&(jump, target)| (jump.displacement(), target)).collect();
     Code { bytes: body.asm.bytes().to_vec(), exits, leaves, noted: body.noted, falls }
 }
 
@@ -208,13 +207,9 @@ impl Body<'_> {
                 let settling = self.settling();
                 self.interpret(k, settling);
             }
-            let resume = self.asm.here();
-            self.behind.push(resume);
+            self.behind.push(self.asm.here());
             let rest = self.probing.take();
-            for slow in &mut self.slow[slow..] {
-                slow.rest = rest;
-                slow.resume = (!leaves || falls(i)).then_some(resume);
-            }
+            self.slow[slow..].iter_mut().for_each(|slow| slow.rest = rest);
             if leaves {
                 if falls(i) {
                     self.exit(i.next_ip());
@@ -246,7 +241,7 @@ impl Body<'_> {
     pub(crate) fn slow(&mut self) {
         let jump = self.asm.jump(0xE9);
         let settling = self.settling();
-        self.slow.push(Slow { jump, insn: self.current, resume: None, settling, rest: None, watched: None });
+        self.slow.push(Slow { jump, insn: self.current, settling, rest: None, watched: None });
     }
 
     /// The access that has last been given a slow path is a store to an address in this register, and goes on here once RDX
@@ -270,8 +265,9 @@ impl Body<'_> {
         self.stress.as_mut().is_some_and(|stress| stress.happens(once_in))
     }
 
-    fn ways_out(&mut self) {
-        for Slow { jump, insn, resume, settling, rest, watched } in std::mem::take(&mut self.slow) {
+    /// Code goes on behind the last instruction if it `goes_on`.
+    fn ways_out(&mut self, goes_on: bool) {
+        for Slow { jump, insn, settling, rest, watched } in std::mem::take(&mut self.slow) {
             self.asm.land(jump);
             if let Some((va, done)) = watched {
                 self.log_run(insn, va);
@@ -283,8 +279,8 @@ impl Body<'_> {
                 continue;
             }
             self.interpret(insn, settling);
-            if let Some(resume) = resume {
-                self.asm.jump_to(resume);
+            if goes_on || insn + 1 < self.forms.len() {
+                self.asm.jump_to(self.behind[insn]);
             }
         }
         for n in 0..self.exits.len() {

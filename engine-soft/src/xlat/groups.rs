@@ -283,9 +283,9 @@ impl Body<'_> {
             self.probing = Some(probed);
         } else {
             self.asm.load(RDX, kept(number));
-        }
-        if way == Way::Write {
-            self.changes();
+            if way == Way::Write {
+                self.changes();
+            }
         }
         let base = self.in_register(PLACES[access.base], RAX);
         Some(Rm::Index(base, RDX, 0, disp))

@@ -113,7 +113,6 @@ impl Body<'_> {
         };
         self.known(at, Rm::Index(RCX, va, 0, size as i32 - 1), way);
         if way == Way::Write {
-            self.changes();
             self.goes_on_watched(va);
         }
         Rm::Index(va, RDX, 0, 0)
@@ -150,6 +149,9 @@ impl Body<'_> {
         self.slow();
         self.asm.land(known);
         self.asm.load(RDX, addend);
+        if way == Way::Write {
+            self.changes();
+        }
     }
 
     /// A store to memory that is not watched.

@@ -5,8 +5,6 @@
 //! A run comes to its first store's slow path. What cannot be logged as a whole (a page's end, a log without room for all)
 //! is logged store by store, as [`super::watched`] has it.
 
-#![expect(unsafe_code, reason = "translated code calls with the vCPU's address")]
-
 use std::mem::offset_of;
 
 use engine::event::StoreKind;
@@ -17,9 +15,10 @@ use super::body::Body;
 use super::emit::{Asm, Jump, RAX, RCX, RDX, Reg, Rm, op, word};
 use super::registers::{Place, place};
 use super::thunk::{Departure, FLAGS, Site};
-use super::watched::{AHEAD, Noted, Stored, compare_spot, write_call};
+use super::watched::{AHEAD, Noted, Stored, compare_spot, have_logged, write_call};
 use crate::cpu::Cpu;
 use crate::frame::{Frame, QUICK, RUN, Run, Spot};
+use crate::insn::Insn;
 use crate::shared::{Actor, LOG_CAPACITY};
 
 /// Bytes that a run reaches over, at most.
@@ -182,15 +181,13 @@ pub(super) fn write(asm: &mut Asm) {
 }
 
 extern "sysv64" fn record(cpu: *mut Cpu, key: u32, va: u64) -> Departure {
-    // SAFETY: `run_from` has put the vCPU's address there, and nobody else uses it while translated code runs.
-    unsafe { &mut *cpu }.have_logged(|cpu| cpu.record_run(key, va))
+    have_logged(cpu, |cpu| cpu.record_run(Site(key.wrapping_sub(1)), va))
 }
 
 /// A store of a run that is about to be made.
 #[derive(Debug, Clone, Copy)]
 struct Due {
-    actor: Actor,
-    place: u32,
+    site: Site,
     stored: Stored,
     /// Bytes from the run's lowest.
     offset: u64,
@@ -199,18 +196,21 @@ struct Due {
 
 impl Cpu {
     /// Logs all stores of a run, or none of them.
-    fn record_run(&mut self, key: u32, va: u64) -> Option<u64> {
-        let now = self.stretch();
-        let run = self.run_of(key, now)?;
+    fn record_run(&mut self, first: Site, va: u64) -> Option<u64> {
+        let run = self.run_at(first)?;
         let len = run.iter().map(|due| due.offset + u64::from(due.stored.size)).max()?;
         let address = self.loggable(va, len)?;
         if self.shared.log.len() + run.len() > LOG_CAPACITY {
             return None;
         }
+        let now = self.stretch();
+        let stands = run.iter().map(|due| self.stand(due.site, now)).collect::<Option<Vec<_>>>()?;
         let (spot, left) = (self.spot(va, now), self.tlb.frame.remaining as u32);
         let mut at = [0; RUN];
         let mut all = true;
-        for (at, &Due { actor, place, stored, offset, data }) in at.iter_mut().zip(&run) {
+        for (at, (&Due { stored, offset, data, .. }, (actor, place))) in
+            at.iter_mut().zip(run.iter().zip(stands))
+        {
             self.shared.enter_log(actor, place);
             let what = (address + offset, data);
             match self.shared.record_short(actor, place, stored.deed(), what, left) {
@@ -223,36 +223,31 @@ impl Cpu {
             }
         }
         if all {
+            let key = first.0 + 1;
             self.tlb.frame.runs[key as usize % QUICK] = Run { spot, key, at };
         }
         Some(self.tlb.addend(va))
     }
 
-    /// The stores of a run, all of whose places are known, and will be as long as the stack is what it is.
-    fn run_of(&mut self, key: u32, now: u64) -> Option<Vec<Due>> {
-        let first = Site(key.wrapping_sub(1));
-        let translator = self.shared.blocks.translator.as_ref()?;
-        let block = translator.at(first.translation()).block;
-        let noted = |n| translator.part(first.translation(), first.part() + n).noted;
-        let stored = |n| match noted(n) {
-            Some(Noted::Store(stored)) => Some(stored),
-            _ => None,
-        };
-        let count = usize::from(stored(0)?.run);
-        let all = (0..count).map(stored).collect::<Option<Vec<_>>>()?;
-        let insns = &block.insns()[first.part()..][..count];
+    /// The stores of the run that begins at a site.
+    fn run_at(&self, first: Site) -> Option<Vec<Due>> {
+        let Noted::Store(Stored { run, .. }) = self.noted_at(first)? else { return None };
+        let block = self.shared.blocks.translator.as_ref()?.at(first.translation()).block;
+        let insns = &block.insns()[first.part()..][..run.into()];
         let low = insns.iter().map(|insn| insn.disp as i64).min()?;
-        let mut run = Vec::with_capacity(count);
-        for (n, (insn, stored)) in insns.iter().zip(all).enumerate() {
-            let actor = self.actor_at(Site(first.0 + n as u32))?;
-            let place = self.place_of(actor.rip, now)?;
-            if !self.is_told_by_the_stack(actor.rip, now) {
-                return None;
-            }
+        let due = |(site, insn): (u32, &Insn)| {
+            let Noted::Store(stored) = self.noted_at(Site(site))? else { return None };
             let (offset, data) = ((insn.disp as i64 - low) as u64, self.gpr[usize::from(insn.r[1])]);
-            run.push(Due { actor, place, stored, offset, data });
-        }
-        Some(run)
+            Some(Due { site: Site(site), stored, offset, data })
+        };
+        (first.0..).zip(insns).map(due).collect()
+    }
+
+    /// The instruction at a site, and the number of its place, if that is known as long as the stack is what it is.
+    fn stand(&mut self, site: Site, now: u64) -> Option<(Actor, u32)> {
+        let actor = self.actor_at(site)?;
+        let place = self.place_of(actor.rip, now)?;
+        self.is_told_by_the_stack(actor.rip, now).then_some((actor, place))
     }
 }
 

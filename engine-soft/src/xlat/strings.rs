@@ -78,8 +78,5 @@ impl Body<'_> {
     fn whole(&mut self, first: Reg, scale: u8, way: Way) {
         self.asm.lea(RAX, Rm::Index(first, GUEST_RCX, scale, -1));
         self.known(Address::In(first), Rm::Index(RCX, RAX, 0, 0), way);
-        if way == Way::Write {
-            self.changes();
-        }
     }
 }

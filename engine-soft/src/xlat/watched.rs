@@ -264,8 +264,17 @@ pub(super) fn write_call(asm: &mut Asm, record: Record) {
 }
 
 extern "sysv64" fn record(cpu: *mut Cpu, key: u32, va: u64) -> Departure {
+    have_logged(cpu, |cpu| cpu.record_site(Site(key.wrapping_sub(1)), va))
+}
+
+/// Has something logged by a function that gives what is to be added to its address.
+pub(super) fn have_logged(cpu: *mut Cpu, record: impl FnOnce(&mut Cpu) -> Option<u64>) -> Departure {
     // SAFETY: `run_from` has put the vCPU's address there, and nobody else uses it while translated code runs.
-    unsafe { &mut *cpu }.have_logged(|cpu| cpu.record_site(key, va))
+    let cpu = unsafe { &mut *cpu };
+    cpu.take_log();
+    let addend = record(cpu);
+    cpu.lend_log();
+    Departure { reason: addend.is_some().into(), detail: addend.unwrap_or(0) }
 }
 
 impl Cpu {
@@ -289,21 +298,11 @@ impl Cpu {
         }
     }
 
-    /// Has something logged by a function that gives what is to be added to its address.
-    pub(super) fn have_logged(&mut self, record: impl FnOnce(&mut Self) -> Option<u64>) -> Departure {
-        self.take_log();
-        let addend = record(self);
-        self.lend_log();
-        Departure { reason: addend.is_some().into(), detail: addend.unwrap_or(0) }
-    }
-
     /// Logs what translated code is about to do. Its registers are here, but for RIP and the flags. Gives host address minus
     /// linear address.
-    fn record_site(&mut self, key: u32, va: u64) -> Option<u64> {
-        let site = Site(key.wrapping_sub(1));
+    fn record_site(&mut self, site: Site, va: u64) -> Option<u64> {
         let now = self.stretch();
-        let translator = self.shared.blocks.translator.as_ref()?;
-        let (deed, told) = match translator.part(site.translation(), site.part()).noted? {
+        let (deed, told) = match self.noted_at(site)? {
             Noted::Flush(kind) => (Deed::Flush(kind), true),
             Noted::Store(stored) => (stored.deed(), stored.told),
         };
@@ -326,6 +325,7 @@ impl Cpu {
             }
             (Some(short), _) => {
                 if self.is_told_by_the_stack(actor.rip, now) {
+                    let key = site.0 + 1;
                     self.tlb.frame.sites[key as usize % QUICK] = Quick {
                         spot: self.spot(va, now),
                         key,
@@ -348,6 +348,11 @@ impl Cpu {
             && !(size != 0 && self.shared.has_code(page))
             && !self.shared.log_is_full();
         may.then_some(page | va & 0xFFF)
+    }
+
+    /// What the instruction at a site does, if it can log that itself.
+    pub(super) fn noted_at(&self, site: Site) -> Option<Noted> {
+        self.shared.blocks.translator.as_ref()?.part(site.translation(), site.part()).noted
     }
 
     /// The instruction at a site, which is about to be executed.
